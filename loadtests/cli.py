@@ -1,0 +1,7 @@
+"""The verbs of loadtests."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer()

@@ -1,0 +1,7 @@
+"""The verbs of reference_apps."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer()

@@ -1,0 +1,29 @@
+"""The command `rung`: every package's verbs, side by side."""
+
+from __future__ import annotations
+
+import typer
+
+from loadtests.cli import app as loadtests_app
+from reference_apps.cli import app as reference_apps_app
+from simulator.cli import app as simulator_app
+from stages.cli import app as stages_app
+
+app = typer.Typer(
+    name="rung",
+    help="From the first user to millions, one measured rung at a time.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for part in (stages_app, simulator_app, reference_apps_app, loadtests_app):
+    app.add_typer(part)
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

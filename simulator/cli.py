@@ -1,0 +1,7 @@
+"""The verbs of simulator."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer()

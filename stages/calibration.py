@@ -1,0 +1,80 @@
+"""What one machine was found to cost: device time by batch size, and the host's time around it.
+
+Written by `rung calibrate` from a batch sweep and one run at low load; read by the simulator. It holds no queue
+wait of any run, and nothing of the runs that predictions are judged on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServiceTimes(_Part):
+    """Device time of batches of one size: evenly spaced quantiles of the sample, from the least to the most."""
+
+    batch_size: int = Field(ge=1)
+    quantiles_s: tuple[float, ...] = Field(min_length=1)
+
+    @property
+    def mean_s(self) -> float:
+        """The mean of the sample, as its quantiles give it (trapezoid between neighbours)."""
+        q = self.quantiles_s
+        if len(q) == 1:
+            return q[0]
+        return (sum(q) - (q[0] + q[-1]) / 2) / (len(q) - 1)
+
+
+class HostCosts(_Part):
+    """Seconds that the host takes around the device.
+
+    A request: scheduled ─ send ─▶ in the queue … on the device … finished ─ reply ─▶ last byte at the client.
+    """
+
+    send_quantiles_s: tuple[float, ...] = Field((0.0,), min_length=1)  # scheduled → in the replica's queue
+    wake_s: float = 0.0  # an idle device is told of work → its batch starts
+    between_batches_s: float = 0.0  # a batch ends → the next starts, when work waits
+    reply_quantiles_s: tuple[float, ...] = Field(
+        (0.0,), min_length=1
+    )  # batch ends → first of its answers is back
+    reply_per_item_s: float = 0.0  # each further answer of the same batch
+
+
+class Calibration(_Part):
+    """One machine, one model, one device. `service_times` is empty for an emulated device: its profile says it."""
+
+    stage: str
+    machine: str
+    device: str
+    model: str
+    made_at: str
+    command: str
+    low_load_rate_rps: float
+    service_times: tuple[ServiceTimes, ...] = ()
+    host: HostCosts = HostCosts()
+
+    def service_time_s(self, batch_size: int) -> float:
+        """Mean device time of a batch in seconds. Raises ValueError for a size that was not swept."""
+        for times in self.service_times:
+            if times.batch_size == batch_size:
+                return times.mean_s
+        raise ValueError(
+            f"batches of {batch_size} were not in the sweep of this calibration "
+            f"({', '.join(str(t.batch_size) for t in self.service_times) or 'none'}): run `rung calibrate` again."
+        )
+
+
+def read(path: Path) -> Calibration:
+    """Reads a calibration; raises pydantic's ValidationError when the file is not one."""
+    return Calibration.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def write(calibration: Calibration, path: Path) -> None:
+    """Writes a calibration as JSON that a person can read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Decisions: pure functions of plain numbers, called by the simulator and by the running stack alike."""

@@ -1,0 +1,103 @@
+"""How every `rung` verb talks: results on stdout, progress and errors on stderr, exit codes that a script can use."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from stages.problems import StageError
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+
+class Exit(IntEnum):
+    """What the exit status of `rung` means."""
+
+    DONE = 0
+    FAILED = 1  # it started and went wrong: a process died, a request could not be made
+    MISUSED = 2  # nothing was started: a bad stage, option or file
+    VOID = 3  # it ran, but the figures must not be trusted: the load generator or the host was too busy
+
+
+StageArgument = Annotated[
+    str, typer.Argument(metavar="STAGE", help="A stage's name (`rung stages`) or its file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key of the stage, e.g. batching.max_batch_size=16."
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")
+]
+
+
+def fail(message: str, code: Exit = Exit.FAILED) -> NoReturn:
+    """Says what went wrong on stderr and ends the command with `code`."""
+    err.print(message, markup=False, highlight=False)
+    raise typer.Exit(int(code))
+
+
+@contextmanager
+def teaching() -> Iterator[None]:
+    """Turns a user's mistake into its text and exit status 2, never a traceback."""
+    try:
+        yield
+    except StageError as error:
+        fail(str(error), Exit.MISUSED)
+
+
+def overrides(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """`["batching.max_batch_size=16"]` as a dict; values are read as TOML, and as a string where they are none."""
+    result: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            fail(
+                f"--set {pair}: must be KEY=VALUE, for example --set batching.max_batch_size=16.",
+                Exit.MISUSED,
+            )
+        try:
+            result[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            result[key.strip()] = value
+    return result
+
+
+def print_json(value: Any) -> None:
+    """Prints `value` as JSON on stdout; NaN and infinities, which JSON lacks, become null."""
+    sys.stdout.write(json.dumps(_jsonable(value), indent=2) + "\n")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(inner) for inner in value]
+    return value
+
+
+def progress() -> Progress:
+    """A progress display on stderr that vanishes when it is done; silent where stderr is no terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} s"),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+    )
