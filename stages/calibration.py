@@ -39,9 +39,7 @@ class HostCosts(_Part):
     send_quantiles_s: tuple[float, ...] = Field((0.0,), min_length=1)  # scheduled → in the replica's queue
     wake_s: float = 0.0  # an idle device is told of work → its batch starts
     between_batches_s: float = 0.0  # a batch ends → the next starts, when work waits
-    reply_quantiles_s: tuple[float, ...] = Field(
-        (0.0,), min_length=1
-    )  # batch ends → first of its answers is back
+    reply_quantiles_s: tuple[float, ...] = Field((0.0,), min_length=1)  # batch ends → first of its answers is back
     reply_per_item_s: float = 0.0  # each further answer of the same batch
 
 

@@ -74,9 +74,7 @@ def _device_metrics(records: Records) -> dict[str, float]:
     batches, replicas, window_s = records.batches, records.replicas, records.window_s
     within = batches.filter((pl.col("started_s") >= 0) & (pl.col("started_s") < window_s))
     available_s = float(
-        replicas.select(
-            (pl.col("stopped_s").clip(0, window_s) - pl.col("ready_s").clip(0, window_s)).sum()
-        ).item()
+        replicas.select((pl.col("stopped_s").clip(0, window_s) - pl.col("ready_s").clip(0, window_s)).sum()).item()
         or 0.0
     )
     occupied_s = float((within["finished_s"] - within["started_s"]).sum())

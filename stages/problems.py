@@ -7,16 +7,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from stages.advice import ADVICE, too_high, unit
 
-@dataclass(frozen=True, order=True)
+
+@dataclass(frozen=True)
 class Problem:
     """One broken rule: where, what the rule is, what stood there, what follows and what to do."""
 
@@ -36,7 +39,7 @@ class StageError(ValueError):
 
     def __init__(self, source: str, problems: Iterable[Problem]) -> None:
         self.source = source
-        self.problems = sorted(set(problems))
+        self.problems = sorted(set(problems), key=str)
         noun = "problem" if len(self.problems) == 1 else "problems"
         lines = [f"{source}: {len(self.problems)} {noun}", *(f"  {problem}" for problem in self.problems)]
         super().__init__("\n".join(lines))
@@ -44,112 +47,121 @@ class StageError(ValueError):
 
 def shown(value: Any) -> str:
     """A value as TOML would write it, cut to a length that leaves the message on one line."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        return "a table"
-    if isinstance(value, str):
-        return f'"{value if len(value) <= 60 else value[:57] + "..."}"'
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def from_pydantic(model: type[BaseModel], errors: Iterable[ErrorDetails]) -> Iterable[Problem]:
-    """Turns pydantic's findings into problems, with the consequence and remedy that the key's field carries."""
-    for error in errors:
-        path = tuple(str(part) for part in error["loc"])
-        owner, keys, field = _follow(model, path)
-        key = ".".join(keys)
-        why, remedy, unit = _advice(field)
-        kind, context = error["type"], error.get("ctx", {})
-        if kind == "extra_forbidden":
-            yield _unknown_key(key, keys[-1], owner)
-        elif kind == "missing":
-            yield Problem(key, "is required", None, why, remedy)
-        elif kind in ("union_tag_invalid", "union_tag_not_found"):
-            tag = context["discriminator"].strip("'")
-            wanted = context.get("expected_tags", "one of the shapes in stages/spec.py")
-            got = f'"{context["tag"]}"' if "tag" in context else None
-            yield Problem(f"{key}.{tag}", f"must be one of {wanted}", got, why, remedy)
-        else:
-            yield Problem(key, _rule(kind, context, unit), shown(error["input"]), why, remedy)
-
-
-def _follow(
-    model: type[BaseModel], path: tuple[str, ...]
-) -> tuple[type[BaseModel], list[str], FieldInfo | None]:
-    """Walks an error's location down the models; pydantic puts a union's tag in the path, a reader does not."""
-    keys: list[str] = []
-    field: FieldInfo | None = None
-    for part in path:
-        if part in model.model_fields:
-            keys.append(part)
-            field = model.model_fields[part]
-            model = _model_in(field, None) or model
-        elif field is not None and (inner := _model_in(field, part)) is not None:
-            model = inner
-        else:
-            keys.append(part)
-            field = None
-    return model, keys, field
-
-
-def _model_in(field: FieldInfo, tag: str | None) -> type[BaseModel] | None:
-    """The model that a field holds; of a tagged union, the member whose tag is `tag`."""
-    annotation: Any = field.annotation
-    members = [a for a in getattr(annotation, "__args__", (annotation,)) if _is_model(a)]
-    if tag is None:
-        return members[0] if len(members) == 1 else None
-    for member in members if len(members) > 1 else ():
-        if tag in getattr(member.model_fields["shape"].annotation, "__args__", ()):
-            return member  # type: ignore[no-any-return]
-    return None
-
-
-def _is_model(candidate: Any) -> bool:
-    return isinstance(candidate, type) and issubclass(candidate, BaseModel)
-
-
-def _advice(field: FieldInfo | None) -> tuple[str, str, str]:
-    extra = field.json_schema_extra if field is not None else None
-    if not isinstance(extra, dict):
-        return "The stage cannot be read as it stands.", "Compare with `rung show single-vm`.", ""
-    return str(extra["why"]), str(extra["do"]), str(extra.get("unit", ""))
-
-
-def _unknown_key(key: str, last: str, owner: type[BaseModel]) -> Problem:
-    near = difflib.get_close_matches(last, owner.model_fields, n=1, cutoff=0.5)
-    remedy = f"Did you mean '{near[0]}'?" if near else f"Known keys here: {', '.join(owner.model_fields)}."
-    return Problem(key, "unknown key", None, "Nothing would read it.", remedy)
-
-
-def _rule(kind: str, context: dict[str, Any], unit: str) -> str:
-    """The rule that a pydantic error type stands for, with the unit of the key."""
-    tail = f" {unit}" if unit else ""
-    match kind:
-        case "greater_than":
-            return f"must be greater than {context['gt']:g}{tail}"
-        case "greater_than_equal":
-            return f"must be at least {context['ge']:g}{tail}"
-        case "less_than":
-            return f"must be less than {context['lt']:g}{tail}"
-        case "less_than_equal":
-            return f"must be at most {context['le']:g}{tail}"
-        case "literal_error" | "enum":
-            return f"must be one of {context['expected']}"
-        case "int_type" | "int_parsing" | "int_from_float":
-            return f"must be a whole number{' of' + tail if tail else ''}"
-        case "float_type" | "float_parsing" | "finite_number":
-            return f"must be a finite number{' of' + tail if tail else ''}"
-        case "bool_type" | "bool_parsing":
-            return "must be true or false"
-        case "string_type":
-            return "must be a string in quotes"
-        case "string_too_short":
-            return f"must have at least {context['min_length']} character"
-        case "string_pattern_mismatch":
-            return "must be lower-case words joined by hyphens"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return "must be a table of keys"
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case dict():
+            return "a table"
+        case list():
+            return "a list"
+        case str():
+            return json.dumps(_cut(value), ensure_ascii=False)
         case _:
-            return f"is not valid ({kind.replace('_', ' ')})"
+            return _cut(str(value))
+
+
+def _cut(text: str) -> str:
+    """Paths are told apart by their end, so the middle goes."""
+    return text if len(text) <= 200 else f"{text[:60]} ... {text[-130:]}"
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The remedy for a name that is not among `known`: the nearest one, or `otherwise` when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"Did you mean '{near[0]}'?" if near else otherwise
+
+
+def from_pydantic(model: type[BaseModel], errors: Iterable[ErrorDetails]) -> Iterator[Problem]:
+    """Turns pydantic's findings into problems, with the consequence and remedy out of stages/advice.py."""
+    for error in errors:
+        owner, key = _locate(model, [str(part) for part in error["loc"]])
+        kind, context, value = error["type"], error.get("ctx", {}), error.get("input")
+        match kind:
+            case "extra_forbidden":
+                last, known = key.rsplit(".", 1)[-1], owner.model_fields
+                remedy = did_you_mean(last, known, f"The keys here are {', '.join(known)}.")
+                yield Problem(key, "is no key of a stage", None, "Nothing would read it.", remedy)
+            case "missing":
+                yield Problem(key, "is required", None, *ADVICE[key])
+            case "union_tag_not_found":
+                yield Problem(f"{key}.shape", "is required", None, *ADVICE[f"{key}.shape"])
+            case "union_tag_invalid":
+                choices = re.findall(r"'([^']*)'", context["expected_tags"])
+                yield _not_a_choice(f"{key}.shape", choices, context["tag"])
+            case "literal_error":
+                yield _not_a_choice(key, re.findall(r"'([^']*)'", context["expected"]), value)
+            case "less_than" | "less_than_equal":
+                yield Problem(key, _bound(kind, context, unit(key)), shown(value), *too_high(key))
+            case "greater_than" | "greater_than_equal":
+                yield Problem(key, _bound(kind, context, unit(key)), shown(value), *ADVICE[key])
+            case "string_too_short":
+                yield Problem(key, "must not be empty", shown(value), *ADVICE[key])
+            case "string_pattern_mismatch":
+                yield Problem(key, "must be lower-case words joined by hyphens", shown(value), *ADVICE[key])
+            case _:
+                yield _wrong_type(key, kind, value)
+
+
+def _not_a_choice(key: str, choices: list[str], value: Any) -> Problem:
+    *others, last = (f'"{choice}"' for choice in choices)
+    consequence, remedy = ADVICE[key]
+    if isinstance(value, str):
+        remedy = did_you_mean(value, choices, remedy)
+    return Problem(key, f"must be {', '.join(others)} or {last}", shown(value), consequence, remedy)
+
+
+def _bound(kind: str, context: dict[str, Any], unit: str) -> str:
+    words = {
+        "greater_than": ("gt", "greater than"),
+        "greater_than_equal": ("ge", "at least"),
+        "less_than": ("lt", "less than"),
+        "less_than_equal": ("le", "at most"),
+    }
+    name, phrase = words[kind]
+    limit = context[name]
+    number = str(limit) if isinstance(limit, int) else f"{limit:.12g}"
+    return f"must be {phrase} {number} {unit}".rstrip()
+
+
+def _wrong_type(key: str, kind: str, value: Any) -> Problem:
+    of = f" of {unit(key)}" if unit(key) else ""
+    match kind:
+        case "int_type" | "int_from_float" | "int_parsing_size":
+            rule, remedy = f"must be a whole number{of}", "Write digits alone."
+        case "float_type" | "finite_number":
+            rule, remedy = f"must be a finite number{of}", "Write a number without quotes."
+        case "bool_type":
+            rule, remedy = "must be true or false", "Write it without quotes."
+        case "string_type":
+            rule, remedy = "must be a text", "Write it in quotes."
+        case "model_type" | "model_attributes_type" | "dict_type":
+            rule, remedy = "must be a table", f"Write [{key}] and its keys on the lines below."
+        case _:
+            rule, remedy = f"is not valid ({kind.replace('_', ' ')})", "Compare with `rung show single-vm`."
+    return Problem(key, rule, shown(value), "Values are not converted: a slip would pass for a choice.", remedy)
+
+
+def _locate(model: type[BaseModel], path: list[str]) -> tuple[type[BaseModel], str]:
+    """The table that an error's location ends in, and its dotted key as a reader knows it.
+
+    Pydantic puts the tag of a union (the shape of the rate) in the path; the file has no such key.
+    """
+    keys: list[str] = []
+    members: list[type[BaseModel]] = [model]
+    for part in path:
+        tagged = [m for m in members if len(members) > 1 and part in get_args(m.model_fields["shape"].annotation)]
+        if tagged:
+            members = tagged
+            continue
+        keys.append(part)
+        model = members[0]
+        if part in model.model_fields:
+            members = _tables_in(model.model_fields[part].annotation)
+    return model, ".".join(keys)
+
+
+def _tables_in(annotation: Any) -> list[type[BaseModel]]:
+    """The tables that a key may hold: one, several where a shape tells them apart, none for a plain value."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [table for inner in get_args(annotation) for table in _tables_in(inner)]

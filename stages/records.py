@@ -27,43 +27,39 @@ REASONS = (
     "unfinished",
 )
 
-REQUESTS = pl.Schema(
-    {
-        "request": pl.Int64,  # index in the schedule; in a closed loop, the order of sending
-        "item": pl.Int64,  # which input was asked for
-        "scheduled_s": pl.Float64,  # when the client was to send
-        "sent_s": pl.Float64,  # when it did
-        "arrived_s": pl.Float64,  # when the replica had the decoded input: the queue wait begins
-        "started_s": pl.Float64,  # when its batch started on the device
-        "finished_s": pl.Float64,  # when its batch was done
-        "replied_s": pl.Float64,  # last byte back at the client, or the client's giving up
-        "outcome": pl.Enum(OUTCOMES),
-        "reason": pl.Enum(REASONS),
-        "replica": pl.Int64,
-        "batch": pl.Int64,  # number of the batch on its replica
-        "batch_size": pl.Int64,
-    }
-)
+_Columns = dict[str, pl.DataType | type[pl.DataType]]
 
-BATCHES = pl.Schema(
-    {
-        "replica": pl.Int64,
-        "batch": pl.Int64,
-        "started_s": pl.Float64,
-        "finished_s": pl.Float64,
-        "batch_size": pl.Int64,
-    }
-)
+_REQUESTS: _Columns = {
+    "request": pl.Int64,  # index in the schedule; in a closed loop, the order of sending
+    "item": pl.Int64,  # which input was asked for
+    "scheduled_s": pl.Float64,  # when the client was to send
+    "sent_s": pl.Float64,  # when it did
+    "arrived_s": pl.Float64,  # when the replica had the decoded input: the queue wait begins
+    "started_s": pl.Float64,  # when its batch started on the device
+    "finished_s": pl.Float64,  # when its batch was done
+    "replied_s": pl.Float64,  # last byte back at the client, or the client's giving up
+    "outcome": pl.Enum(OUTCOMES),
+    "reason": pl.Enum(REASONS),
+    "replica": pl.Int64,
+    "batch": pl.Int64,  # number of the batch on its replica
+    "batch_size": pl.Int64,
+}
+_BATCHES: _Columns = {
+    "replica": pl.Int64,
+    "batch": pl.Int64,
+    "started_s": pl.Float64,
+    "finished_s": pl.Float64,
+    "batch_size": pl.Int64,
+}
+_REPLICAS: _Columns = {
+    "replica": pl.Int64,
+    "device": pl.String,  # as reports name it: "cpu", "cuda", "emulated t4-resnet50-fp16-pytorch"
+    "started_s": pl.Float64,
+    "ready_s": pl.Float64,
+    "stopped_s": pl.Float64,  # the end of the run for a replica that outlived it
+}
 
-REPLICAS = pl.Schema(
-    {
-        "replica": pl.Int64,
-        "device": pl.String,  # as reports name it: "cpu", "cuda", "emulated t4-resnet50-fp16-pytorch"
-        "started_s": pl.Float64,
-        "ready_s": pl.Float64,
-        "stopped_s": pl.Float64,  # the end of the run for a replica that outlived it
-    }
-)
+REQUESTS, BATCHES, REPLICAS = pl.Schema(_REQUESTS), pl.Schema(_BATCHES), pl.Schema(_REPLICAS)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ import zlib
 import numpy as np
 
 
-def stream(seed: int, name: str) -> np.random.Generator:
+def stream(seed: int, name: str, index: int | None = None) -> np.random.Generator:
     """A generator for the source `name` under `seed`; the same pair gives the same numbers on every machine.
 
-    A stream a source keeps runs comparable: drawing more service times does not move a single arrival.
+    A stream a source keeps runs comparable: drawing more service times does not move a single arrival. `index`
+    tells apart many sources of one name, such as users (a number in the name could collide in its checksum).
     """
-    return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(zlib.crc32(name.encode()),)))
+    spawn_key = (zlib.crc32(name.encode()),) if index is None else (zlib.crc32(name.encode()), index)
+    return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=spawn_key))

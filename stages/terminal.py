@@ -30,18 +30,16 @@ class Exit(IntEnum):
     VOID = 3  # it ran, but the figures must not be trusted: the load generator or the host was too busy
 
 
-StageArgument = Annotated[
-    str, typer.Argument(metavar="STAGE", help="A stage's name (`rung stages`) or its file.")
-]
+StageArgument = Annotated[str, typer.Argument(metavar="STAGE", help="A stage's name (`rung stages`) or its file.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a key of the stage, e.g. batching.max_batch_size=16."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the stage, e.g. batching.max_batch_size=16; KEY= removes it.",
     ),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")]
 
 
 def fail(message: str, code: Exit = Exit.FAILED) -> NoReturn:
@@ -60,7 +58,10 @@ def teaching() -> Iterator[None]:
 
 
 def overrides(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """`["batching.max_batch_size=16"]` as a dict; values are read as TOML, and as a string where they are none."""
+    """`["batching.max_batch_size=16"]` as a dict; values are read as TOML, and as a string where they are none.
+
+    No value at all (`device.profile=`) becomes None, which removes the key.
+    """
     result: dict[str, Any] = {}
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
@@ -70,7 +71,7 @@ def overrides(pairs: Sequence[str] | None) -> dict[str, Any]:
                 Exit.MISUSED,
             )
         try:
-            result[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+            result[key.strip()] = tomllib.loads(f"value = {value}")["value"] if value.strip() else None
         except tomllib.TOMLDecodeError:
             result[key.strip()] = value
     return result

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 
-def leaves_at_s(
-    queue_length: int, oldest_arrival_s: float, max_batch_size: int, batch_wait_timeout_s: float
-) -> float:
+def leaves_at_s(queue_length: int, oldest_arrival_s: float, max_batch_size: int, batch_wait_timeout_s: float) -> float:
     """The time from which a free device may take a batch; a time in the past means at once.
 
     A full batch has nothing to wait for. A smaller one waits until its *oldest* request has waited

@@ -1,0 +1,61 @@
+"""Is a run to be trusted? The load generator and the host are checked after each, and a run that fails is void."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from loadtests.raw_rows import Fired
+
+LAG_SHARE_MAX = 0.10
+FIRED_SHARE_MIN = 0.98
+GENERATOR_CPU_MAX = 0.90
+FOREIGN_CPU_MAX = 0.10
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What the generator and the host were like during one run. Shares are 0 to 1."""
+
+    lag_s_p50: float  # scheduled → sent
+    lag_s_p99: float
+    fired_share: float  # of the requests that were due
+    generator_cpu_share: float  # of one core
+    foreign_cpu_share: float  # of all cores, by processes that are not ours, stolen time included
+
+
+def self_check(fired: Fired, foreign_cpu_share: float) -> SelfCheck:
+    """The figures of one run; a run that fired nothing has an infinite lag."""
+    lag_s: pl.Series = fired.rows["sent_s"] - fired.rows["scheduled_s"]
+    p50, p99 = lag_s.quantile(0.5, "linear"), lag_s.quantile(0.99, "linear")
+    return SelfCheck(
+        lag_s_p50=float("inf") if p50 is None else float(p50),
+        lag_s_p99=float("inf") if p99 is None else float(p99),
+        fired_share=fired.rows.height / fired.due if fired.due else 0.0,
+        generator_cpu_share=fired.cpu_share_max,
+        foreign_cpu_share=foreign_cpu_share,
+    )
+
+
+def why_void(check: SelfCheck, service_time_s: float) -> str | None:
+    """Why the run must not be trusted, every reason in one sentence each; None when it may be.
+
+    `service_time_s` is the device's time for the smallest batch: a lag that matters is one that it can be seen next to.
+    """
+    reasons = []
+    if check.lag_s_p99 > LAG_SHARE_MAX * service_time_s:
+        reasons.append(
+            f"The generator was late: p99 of its lag was {check.lag_s_p99 * 1e3:.2f} ms, over {LAG_SHARE_MAX:.0%} of "
+            f"the service time of {service_time_s * 1e3:.2f} ms."
+        )
+    if check.fired_share < FIRED_SHARE_MIN:
+        reasons.append(f"Only {check.fired_share:.1%} of the schedule was fired, under {FIRED_SHARE_MIN:.0%}.")
+    if check.generator_cpu_share > GENERATOR_CPU_MAX:
+        reasons.append(f"The generator took {check.generator_cpu_share:.0%} of a core, over {GENERATOR_CPU_MAX:.0%}.")
+    if check.foreign_cpu_share > FOREIGN_CPU_MAX:
+        reasons.append(
+            f"The host was busy with something else: {check.foreign_cpu_share:.0%} of its cores, over "
+            f"{FOREIGN_CPU_MAX:.0%}."
+        )
+    return " ".join(reasons) or None

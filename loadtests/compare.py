@@ -1,0 +1,173 @@
+"""Runs both worlds over the same schedules and holds them against each other.
+
+    calibration ─▶ capacity ─▶ for each load: a seeded schedule ─┬─▶ Locust against the real stack, repeated
+                                                                 └─▶ simulate
+                                     Run, Run, … ─▶ rows (report.py) ─▶ table, report.json, report.html, plots
+
+A prediction is made from the stage, the schedule and the calibration; it never sees the run that it is judged on.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtests import report
+from loadtests.calibrate import machine
+from loadtests.checks import why_void
+from loadtests.load import fire
+from loadtests.variants import with_overrides
+from reference_apps.device import device_label
+from reference_apps.launchers.process import ProcessLauncher
+from simulator.run import beyond_calibration, capacity_rps, simulate
+from simulator.timeline import write_timeline
+from stages import records
+from stages.calibration import Calibration
+from stages.metrics import summarise
+from stages.spec import Stage
+from stages.traffic import at_rate, schedule
+
+# A void run is repeated at once, so many times at most for one point.
+VOID_RETRIES = 2
+CURVE_LOADS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 1.0, 1.05, 1.1, 1.2)
+Progress = Callable[[str, float, float], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run: loads as shares of capacity, repeats of each, seconds of each run."""
+
+    loads: Sequence[float]
+    repeat: int
+    duration_s: float
+    short: bool  # too short for the figures to be quoted
+
+
+def compare(
+    stage: Stage,
+    calibration: Calibration,
+    plan: Plan,
+    folder: Path,
+    *,
+    command: str,
+    on_progress: Progress = lambda *_: None,
+) -> report.Comparison:
+    """Measures and predicts `stage` at every load of `plan`; records, timelines and logs are left in `folder`.
+
+    Raises LaunchError when the stack does not start, LoadError when the load generator fails.
+    """
+    capacity = capacity_rps(stage, calibration)
+    label = device_label(stage)
+    runs: list[report.Run] = []
+    total_s = len(plan.loads) * plan.repeat * (plan.duration_s + 2.0)
+    with ProcessLauncher(_served(stage), folder / "stack") as launcher:
+        replica = launcher.replicas[0]
+        _warm_up(stage, capacity, replica.url, folder / "warm-up", label, replica.process.pid)
+        for repeat in range(plan.repeat):
+            for load in plan.loads:
+                done_s = len(runs) * (plan.duration_s + 2.0)
+                point = at_load(stage, load, capacity, plan.duration_s)
+                runs.append(
+                    _run(
+                        point,
+                        calibration,
+                        folder / f"load-{load:g}-run-{repeat + 1}",
+                        replica.url,
+                        replica.process.pid,
+                        load=load,
+                        repeat=repeat,
+                        on_second=lambda s, load=load, done_s=done_s: on_progress(  # type: ignore[misc]
+                            f"{stage.name} at {load:g} of capacity", done_s + s, total_s
+                        ),
+                    )
+                )
+    write_timeline(folder / "timeline.json", _busiest(runs).measured, _busiest(runs).predicted)
+    caveats = [
+        sentence
+        for load in plan.loads
+        for sentence in beyond_calibration(at_load(stage, load, capacity, plan.duration_s), calibration)
+    ]
+    return report.Comparison(
+        stage=stage,
+        device_label=label,
+        machine=machine(),
+        command=command,
+        capacity_rps=capacity,
+        calibration=calibration,
+        runs=runs,
+        rows=report.rows(stage.name, runs, stage.slo.latency_s),
+        curve=predicted_curve(stage, calibration, capacity, plan),
+        caveats=list(dict.fromkeys(caveats)),
+        made_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        short=plan.short,
+    )
+
+
+def at_load(stage: Stage, load: float, capacity: float, duration_s: float) -> Stage:
+    """The stage under its own kind of traffic at `load` times `capacity`; every load has a seed of its own."""
+    timed = with_overrides(stage, {"traffic.duration_s": duration_s, "overload": True})
+    traffic = at_rate(timed.traffic, load * capacity)
+    seed = stage.traffic.seed + 1000 + round(load * 1000)
+    return timed.model_copy(update={"traffic": traffic.model_copy(update={"seed": seed})})
+
+
+def predicted_curve(stage: Stage, calibration: Calibration, capacity: float, plan: Plan) -> list[dict[str, float]]:
+    """Predictions alone, over a finer grid of loads and longer runs than the real ones."""
+    points = []
+    highest = max([1.0, *plan.loads])
+    for load in [x for x in CURVE_LOADS if x <= highest]:
+        duration_s = min(600.0, max(plan.duration_s, 20_000 / (load * capacity)))
+        point = at_load(stage, load, capacity, duration_s)
+        found = summarise(simulate(point, calibration=calibration), stage.slo.latency_s)
+        keys = ("latency_s_p50", "latency_s_p95", "latency_s_p99", "throughput_rps")
+        points.append({"load": load, "rate_rps": load * capacity} | {key: found[key] for key in keys})
+    return points
+
+
+def _run(
+    point: Stage,
+    calibration: Calibration,
+    folder: Path,
+    url: str,
+    pid: int,
+    *,
+    load: float,
+    repeat: int,
+    on_second: Callable[[float], None],
+) -> report.Run:
+    """One real run, repeated while it is void, and the prediction for its schedule."""
+    label = device_label(point)
+    for attempt in range(1 + VOID_RETRIES):
+        attempt_folder = folder if attempt == 0 else folder.with_name(f"{folder.name}-again-{attempt}")
+        loaded = fire(point, url, attempt_folder, device=label, pids=(pid,), on_second=on_second)
+        void = why_void(loaded.check, calibration.service_times[0].mean_s)
+        if void is None:
+            break
+    predicted = simulate(point, schedule(point.traffic), calibration=calibration)
+    records.write(loaded.records, attempt_folder / "measured")
+    records.write(predicted, attempt_folder / "predicted")
+    return report.Run(
+        load=load,
+        rate_rps=loaded.records.requests.height / point.traffic.duration_s,
+        repeat=repeat,
+        void=void,
+        measured=loaded.records,
+        predicted=predicted,
+    )
+
+
+def _served(stage: Stage) -> Stage:
+    """What the replica is started with: its traffic does not matter to it, and overload is allowed."""
+    return with_overrides(stage, {"overload": True})
+
+
+def _warm_up(stage: Stage, capacity: float, url: str, folder: Path, label: str, pid: int) -> None:
+    """Two seconds at half load, thrown away: first requests meet cold caches."""
+    fire(at_load(stage, 0.5, capacity, 2.0), url, folder, device=label, pids=(pid,))
+
+
+def _busiest(runs: Sequence[report.Run]) -> report.Run:
+    """The sound run at the highest load below capacity, whose timeline has the most to show."""
+    return max(runs, key=lambda run: (run.void is None, run.load < 1.0, run.load))

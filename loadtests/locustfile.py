@@ -1,0 +1,312 @@
+"""Locust for every stage: open loop from the stage's seeded schedule, or closed loop with its users.
+
+    locust -f loadtests/locustfile.py --stage micro-batched                    web page; finds the stage that is up
+    locust -f loadtests/locustfile.py --stage micro-batched --headless         until the schedule has been fired
+    … --processes 2                                                           every worker fires its part
+
+An open loop needs no number of users: one walks the schedule and sends each request at its time, whatever became of
+the ones before. Latency counts from the scheduled time, so that a late start is not forgiven.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import gevent
+import polars as pl
+import psutil
+from gevent.event import AsyncResult
+from gevent.pool import Group
+from locust import FastHttpUser, constant, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.runners import LocalRunner, MasterRunner, WorkerRunner
+
+from loadtests import payloads, raw_rows
+from stages.problems import StageError
+from stages.spec import Stage, load_stage
+from stages.traffic import schedule, split, user_draws
+
+log = logging.getLogger("rung.load")
+
+# gevent's sleep ends 0.5 to 0.8 ms late; the last part of a wait is spent giving way instead.
+GIVE_WAY_S = 0.0012
+# The workers and the model server settle before the first request is due.
+LEAD_S = 0.5
+
+
+class Shots:
+    """What one Locust process fires and what came back: the parsed stage, its payloads, and a row a request."""
+
+    def __init__(self, environment: Any) -> None:
+        options = environment.parsed_options
+        self.environment = environment
+        self.stage: Stage = load_stage(options.stage)
+        self.payloads = (
+            payloads.read(Path(options.payloads)) if options.payloads else payloads.make_payloads(self.stage)
+        )
+        self.schedule = schedule(self.stage.traffic) if self.stage.traffic.loop == "open" else None
+        self.rows_path = Path(options.rows) if options.rows else None
+        self.began = AsyncResult()  # the monotonic time that the schedule counts from
+        self.rows: list[tuple[Any, ...]] = []
+        self.due = 0
+        self.numbers = itertools.count()
+        self.cpu_s = 0.0
+
+    @property
+    def worker(self) -> tuple[int, int]:
+        """Which of how many workers this process is."""
+        runner, options = self.environment.runner, self.environment.parsed_options
+        if isinstance(runner, WorkerRunner):
+            return runner.worker_index, max(1, options.processes or options.expect_workers)
+        return 0, 1
+
+    def begin(self, began_s: float) -> None:
+        """A new test run: forget the rows of the last one."""
+        self.rows.clear()
+        self.due = 0
+        self.numbers = itertools.count(self.worker[0], self.worker[1])
+        self.cpu_s = _cpu_s()
+        # The collector would stop the generator for as long as a batch takes.
+        gc.collect()
+        gc.freeze()
+        self.began.set(began_s)
+
+    def end(self) -> None:
+        """Writes the rows and what the generator can say of itself, if a file was asked for."""
+        if self.rows_path is None or not self.began.ready():
+            return
+        index, _ = self.worker
+        began_s = self.began.get()
+        frame = pl.DataFrame(self.rows, schema=raw_rows.SCHEMA, orient="row")
+        frame.write_parquet(self.rows_path.with_name(f"{self.rows_path.stem}-{index}.parquet"))
+        summary = {
+            "began_s": began_s,
+            "due": self.due,
+            "cpu_s": _cpu_s() - self.cpu_s,
+            "wall_s": time.monotonic() - began_s,
+        }
+        self.rows_path.with_name(f"{self.rows_path.stem}-{index}.json").write_text(json.dumps(summary))
+
+    def fire(self, user: FastHttpUser, number: int, item: int, scheduled_s: float) -> None:
+        """Sends one request now, waits for its end, and notes it with times from the beginning of the schedule."""
+        began_s, traffic = self.began.get(), self.stage.traffic
+        sent_s = time.monotonic()
+        headers, body = self.payloads.headers, cast(Any, self.payloads.body(item))  # bytes; typed as str by Locust
+        remaining_s = max(0.001, scheduled_s + began_s + traffic.timeout_s - sent_s)
+        status, record, error, reason = 0, None, None, ""
+        with (
+            gevent.Timeout(remaining_s, False),
+            user.client.post("/predict", data=body, headers=headers, catch_response=True) as response,
+        ):
+            status = response.status_code
+            replied_s = time.monotonic()
+            record = response.headers.get("x-rung-record") if status == 200 else None
+            if status != 200:
+                error = str(response.error or f"HTTP {status}")
+                reason = _reason(response.text) if status else ""
+                response.failure(reason or error)
+            # Locust's own pages show the latency that this project means: from the scheduled time.
+            response.request_meta["response_time"] = (replied_s - began_s - scheduled_s) * 1000
+        if status == 0 and error is None:
+            replied_s, error = time.monotonic(), "the client gave up"
+            self.environment.events.request.fire(
+                request_type="POST",
+                name="/predict",
+                response_time=(replied_s - began_s - scheduled_s) * 1000,
+                response_length=0,
+                exception=TimeoutError(f"no answer within {traffic.timeout_s:g} s"),
+                context={},
+            )
+        self.rows.append(
+            (number, item, scheduled_s, sent_s - began_s, replied_s - began_s, status, reason, record, error)
+        )
+
+
+class OpenLoopUser(FastHttpUser):
+    """One user that fires the whole schedule: a request at each arrival time, however many are in flight."""
+
+    fixed_count = 1
+    wait_time = constant(0)
+    concurrency = 5000  # its default of 10 would silently cap the requests in flight
+    max_retries = 0
+    max_redirects = 0
+
+    @task
+    def walk(self) -> None:
+        """Walks this worker's part of the schedule once, waits for the last replies, and ends the run."""
+        shots = _shots(self.environment)
+        began_s = shots.began.get()
+        assert shots.schedule is not None  # the stage's loop is open: see _ready
+        numbers, part = split(shots.schedule, *shots.worker)
+        shots.due = len(numbers)
+        in_flight = Group()
+        for number, item, at_s in zip(numbers.tolist(), part.items.tolist(), part.arrivals_s.tolist(), strict=True):
+            _wait_until(began_s + at_s)
+            in_flight.add(gevent.spawn(shots.fire, self, number, item, at_s))
+        _wait_until(began_s + part.duration_s)
+        in_flight.join(shots.stage.traffic.timeout_s + 1.0)
+        _finish(self.environment)
+        gevent.sleep(float("inf"))
+
+
+class ClosedLoopUser(FastHttpUser):
+    """One of many users, each of whom thinks, asks, and waits for the answer before thinking again."""
+
+    wait_time = constant(0)
+    concurrency = 10
+    max_retries = 0
+    max_redirects = 0
+
+    @task
+    def live(self) -> None:
+        """Lives until the duration is over; the last user to end ends the run."""
+        shots = _shots(self.environment)
+        began_s, duration_s = shots.began.get(), shots.stage.traffic.duration_s
+        user = next(shots.numbers)
+        draws: Iterator[tuple[float, int]] = user_draws(shots.stage.traffic, user)
+        for think_time_s, item in draws:
+            if time.monotonic() + think_time_s - began_s >= duration_s:
+                break
+            gevent.sleep(max(0.0, think_time_s))
+            shots.due += 1
+            shots.fire(self, -1, item, time.monotonic() - began_s)
+        if user == shots.worker[0]:
+            gevent.sleep(max(0.0, began_s + duration_s + 0.2 - time.monotonic()))
+            _finish(self.environment)
+        gevent.sleep(float("inf"))
+
+
+@events.init_command_line_parser.add_listener
+def _arguments(parser: LocustArgumentParser) -> None:
+    add = parser.add_argument
+    add("--stage", default="single-vm", help="A stage's name or file: its traffic is fired.")
+    add("--rows", default="", help="Write a row a request to Parquet files of this stem.")
+    add("--payloads", default="", include_in_web_ui=False, help="Bodies to send, made before.")
+    add("--guarded", action="store_true", include_in_web_ui=False, help="End when stdin ends.")
+
+
+@events.init.add_listener
+def _ready(environment: Any, **_: Any) -> None:
+    try:
+        environment.shots = Shots(environment)
+    except StageError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    stage = _shots(environment).stage
+    options = environment.parsed_options
+    if options.guarded:
+        gevent.spawn(_leave_when_alone)
+    if not environment.host:
+        environment.host = _url_of_stage_that_is_up(stage.name)
+    if stage.traffic.loop == "open":
+        environment.user_classes = [OpenLoopUser]
+        OpenLoopUser.fixed_count = max(1, options.processes or options.expect_workers or 1)
+        options.num_users = OpenLoopUser.fixed_count
+    else:
+        environment.user_classes = [ClosedLoopUser]
+        ClosedLoopUser.fixed_count = stage.traffic.users
+        options.num_users, options.spawn_rate = stage.traffic.users, stage.traffic.users
+    for user in (OpenLoopUser, ClosedLoopUser):
+        user.host = environment.host
+        user.connection_timeout = user.network_timeout = stage.traffic.timeout_s
+    if isinstance(environment.runner, WorkerRunner):
+        environment.runner.register_message("rung_begin", _on_begin)
+    if isinstance(environment.runner, MasterRunner):
+        environment.rung_unfinished = 0
+        environment.runner.register_message("rung_finished", _on_finished)
+
+
+@events.test_start.add_listener
+def _start(environment: Any, **_: Any) -> None:
+    runner, shots = environment.runner, _shots(environment)
+    shots.began = AsyncResult()
+    began_s = time.monotonic() + LEAD_S
+    if isinstance(runner, MasterRunner):
+        environment.rung_unfinished = runner.worker_count
+        gevent.spawn_later(0.1, runner.send_message, "rung_begin", began_s)
+    elif isinstance(runner, LocalRunner):
+        shots.begin(began_s)
+
+
+@events.test_stop.add_listener
+def _stop(environment: Any, **_: Any) -> None:
+    if not isinstance(environment.runner, MasterRunner):
+        _shots(environment).end()
+
+
+def _on_begin(environment: Any, msg: Any, **_: Any) -> None:
+    _shots(environment).begin(msg.data)
+
+
+def _on_finished(environment: Any, msg: Any, **_: Any) -> None:
+    del msg
+    environment.rung_unfinished -= 1
+    if environment.rung_unfinished <= 0:
+        _end_run(environment)
+
+
+def _finish(environment: Any) -> None:
+    if isinstance(environment.runner, WorkerRunner):
+        environment.runner.send_message("rung_finished")
+    else:
+        _end_run(environment)
+
+
+def _end_run(environment: Any) -> None:
+    """Headless: leave. With the web page: stop, so that the result can be looked at and the run started again."""
+    headless = environment.parsed_options.headless
+    gevent.spawn(environment.runner.quit if headless else environment.runner.stop)
+
+
+def _shots(environment: Any) -> Shots:
+    shots: Shots = environment.shots
+    return shots
+
+
+def _leave_when_alone() -> None:
+    """Waits for the end of stdin, which comes when the process that started this one is gone."""
+    gevent.get_hub().threadpool.apply(os.read, (0, 1))
+    os._exit(1)
+
+
+def _url_of_stage_that_is_up(name: str) -> str:
+    from reference_apps.up import list_up
+
+    for up in list_up():
+        if up.stage == name:
+            return up.url
+    sys.stderr.write(
+        f"{name}: is not up and no --host was given. Start it with `rung up {name}`, or give --host URL.\n"
+    )
+    sys.exit(2)
+
+
+def _wait_until(at_s: float) -> None:
+    remaining_s = at_s - time.monotonic()
+    if remaining_s > GIVE_WAY_S:
+        gevent.sleep(remaining_s - GIVE_WAY_S)
+    while time.monotonic() < at_s:
+        gevent.sleep(0)
+
+
+def _reason(text: str | None) -> str:
+    """The `title` of an error as RFC 9457 puts it, or nothing."""
+    try:
+        title = json.loads(text or "")["title"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return str(title)
+
+
+def _cpu_s() -> float:
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system)

@@ -1,0 +1,341 @@
+"""What a comparison says: rows of measured against predicted, a table for the terminal, a report for the browser.
+
+    runs of both worlds ──▶ rows ──▶ print_table
+                              └────▶ write_report ──▶ report.html  report.json  *.png
+
+No twin: it stands above both worlds. It measures nothing and predicts nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import orjson
+import polars as pl
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from loadtests.wording import METRICS, constants, listed, shown, shown_error, shown_spread
+from simulator import plots
+from simulator.plot_frame import png
+from stages.calibration import Calibration
+from stages.metrics import summarise
+from stages.records import Records
+from stages.spec import Stage, stage_toml
+
+CLOSE, NEAR = 0.03, 0.10  # errors up to here are marked = and ~; beyond, !
+SIGNS = {"=": "close", "~": "near", "!": "far", "?": "unknown", "void": "void"}
+LEGEND = (
+    f"= within {CLOSE:.0%} (shares: points), or inside the spread of the repeats;  ~ within {NEAR:.0%};  "
+    "! further off.  A plus sign: predicted above measured."
+).replace("%", " %")
+
+
+HEADLINE = ("latency_s_p50", "latency_s_p95", "latency_s_p99", "throughput_rps")
+AT_A_GLANCE = (
+    *("throughput_rps", "shed_share", "latency_s_p50", "latency_s_p90", "latency_s_p95", "latency_s_p99"),
+    *("batch_size_mean", "utilisation"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One real run and the prediction for its own fired schedule. `void` says why it must not be trusted."""
+
+    load: float
+    rate_rps: float
+    repeat: int
+    void: str | None
+    measured: Records
+    predicted: Records
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, in the units of the metric's name.
+
+    `measured` and `predicted` are medians over the same repeats; `spread_low` and `spread_high` the least and the
+    most measured. `error` is predicted / measured - 1, and predicted - measured for shares and utilisation.
+    """
+
+    stage: str
+    load: float
+    rate_rps: float
+    metric: str
+    measured: float
+    predicted: float
+    error: float
+    spread_low: float
+    spread_high: float
+    void: bool
+
+    @property
+    def sign(self) -> str:
+        """How far off, in a sign that reads in grey: a key of SIGNS."""
+        if self.void:
+            return "void"
+        if not math.isfinite(self.error):
+            return "?"
+        if abs(self.error) <= CLOSE or self.spread_low <= self.predicted <= self.spread_high:
+            return "="
+        return "~" if abs(self.error) <= NEAR else "!"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything a report is made of. `curve` holds predictions only, on a finer grid of loads."""
+
+    stage: Stage
+    device_label: str
+    machine: str
+    command: str
+    capacity_rps: float
+    calibration: Calibration
+    runs: list[Run]
+    rows: list[Row]
+    curve: list[dict[str, float]]
+    caveats: list[str]
+    made_at: str
+    short: bool
+
+    @property
+    def emulated(self) -> bool:
+        return self.stage.device.kind == "emulated"
+
+    @property
+    def device(self) -> str:
+        """The device by a name that says when it is emulated, and when it is slowed down."""
+        label = self.device_label
+        if self.emulated and "emulated" not in label:
+            label = f"emulated {label}"
+        slowdown = self.stage.device.slowdown
+        return label if slowdown == 1.0 else f"{label}, {slowdown:g} times slower"
+
+    @property
+    def loads(self) -> list[float]:
+        return sorted({run.load for run in self.runs})
+
+    @property
+    def void_runs(self) -> list[Run]:
+        return [run for run in self.runs if run.void is not None]
+
+
+def rows(stage_name: str, runs: Iterable[Run], slo_latency_s: float) -> list[Row]:
+    """A row for each load and metric, loads rising: medians over the sound repeats of the load.
+
+    A load without a sound repeat gives the medians of its void ones, with `void` set. A metric that a repeat could
+    not show (NaN, as the latency of no answer) is passed over; NaN where no repeat could.
+    """
+    result: list[Row] = []
+    for load, of_load in _by_load(runs).items():
+        measured = [summarise(run.measured, slo_latency_s) for run in of_load]
+        predicted = [summarise(run.predicted, slo_latency_s) for run in of_load]
+        for metric, how in METRICS.items():
+            values = [m[metric] for m in measured if not math.isnan(m[metric])] or [math.nan]
+            middle = float(np.median(values))
+            model = float(np.median([p[metric] for p in predicted if not math.isnan(p[metric])] or [math.nan]))
+            result.append(
+                Row(
+                    stage=stage_name,
+                    load=load,
+                    rate_rps=of_load[0].rate_rps,
+                    metric=metric,
+                    measured=middle,
+                    predicted=model,
+                    error=model - middle if how.is_share else _relative(model, middle),
+                    spread_low=min(values),
+                    spread_high=max(values),
+                    void=of_load[0].void is not None,
+                )
+            )
+    return result
+
+
+def result_in_words(comparison: Comparison) -> str:
+    """The result as a paragraph: the worst errors below capacity, and what happened above it."""
+    sound = [row for row in comparison.rows if not row.void and math.isfinite(row.error)]
+    below = [row for row in sound if row.load < 1.0]
+    if not below:
+        words = "No run below capacity is sound: this comparison says nothing about the prediction there."
+    else:
+        loads = sorted({row.load for row in below})
+        count = sum(1 for run in comparison.runs if run.void is None and run.load < 1.0)
+        span = f"load {loads[0]:g}" if len(loads) == 1 else f"loads {loads[0]:g} to {loads[-1]:g}"
+        worst = [_worst(below, metric) for metric in HEADLINE]
+        runs = "1 sound run" if count == 1 else f"{count} sound runs"
+        words = f"Below capacity ({runs}, {span}) the worst errors of the prediction are {listed(worst)}."
+    for load in sorted({row.load for row in sound if row.load >= 1.0}):
+        above = {row.metric: row for row in sound if row.load == load}
+        found = [
+            f"{METRICS[metric].label} {shown_error(metric, above[metric].error)}"
+            for metric in ("throughput_rps", "shed_share", "latency_s_p99")
+            if metric in above
+        ]
+        words += f" At {load:g} times capacity: {', '.join(found)}."
+    if comparison.short:
+        words += " This was a short run: its figures scatter more than those of a long one."
+    return words
+
+
+def print_table(comparison: Comparison, console: Console) -> None:
+    """Prints measured against predicted, a block a load, then the result in words, void runs and caveats."""
+    title = f"{comparison.stage.title} on {comparison.device}"
+    table = Table(title=f"{title}{', short run' if comparison.short else ''}", title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    for name in ("measured", "predicted", "error", "", "spread of the repeats"):
+        table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
+    colours = {"=": "green", "~": "yellow", "!": "bold red", "?": "dim", "void": "magenta"}
+    for load in comparison.loads:
+        of_load = [row for row in comparison.rows if row.load == load]
+        if not of_load:
+            continue
+        table.add_section()
+        table.add_row(Text(f"load {load:g}, {of_load[0].rate_rps:,.0f}/s", style="bold"))
+        for row in of_load:
+            values = (
+                shown(row.metric, row.measured),
+                shown(row.metric, row.predicted),
+                shown_error(row.metric, row.error),
+            )
+            table.add_row(
+                Text(f"  {METRICS[row.metric].label}"),
+                *(Text(value, style="dim" if row.void else "") for value in values),
+                Text(row.sign, style=colours[row.sign]),
+                Text(shown_spread(row.metric, row.spread_low, row.spread_high), style="dim"),
+            )
+    console.print(table)
+    for line in (LEGEND, "", result_in_words(comparison), *_notes(comparison)):
+        console.print(line, markup=False, highlight=False)
+
+
+def write_report(comparison: Comparison, folder: Path) -> Path:
+    """Writes report.html (which needs no other file), report.json and the PNGs; gives back the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {name: png(figure) for name, figure in _figures(comparison).items()}
+    for name, data in pictures.items():
+        (folder / f"{name}.png").write_bytes(data)
+    path = folder / "report.html"
+    path.write_text(_page(comparison, pictures), encoding="utf-8")
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
+    json = orjson.dumps(document(comparison, path), option=options)  # NaN, which JSON lacks, becomes null
+    (folder / "report.json").write_bytes(json)
+    return path
+
+
+def document(comparison: Comparison, report: Path) -> dict[str, Any]:
+    """The comparison as report.json has it and `--json` prints it: plain values, NaN where nothing was measured."""
+    return {
+        "rows": [asdict(row) for row in comparison.rows],
+        "report": str(report),
+        "stage": comparison.stage.name,
+        "device": comparison.device,
+        "emulated": comparison.emulated,
+        "short": comparison.short,
+        "machine": comparison.machine,
+        "command": comparison.command,
+        "made_at": comparison.made_at,
+        "capacity_rps": comparison.capacity_rps,
+        "seed": comparison.stage.traffic.seed,
+        "result": result_in_words(comparison),
+        "caveats": comparison.caveats,
+        "void_runs": [{"load": run.load, "repeat": run.repeat, "why": run.void} for run in comparison.void_runs],
+        "curve": comparison.curve,
+        "calibration": comparison.calibration.model_dump(),
+    }
+
+
+def _by_load(runs: Iterable[Run]) -> dict[float, list[Run]]:
+    """Load → its sound runs, or its void ones where it has no other; loads rising."""
+    grouped: dict[float, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.load, run.repeat)):
+        grouped.setdefault(run.load, []).append(run)
+    return {load: [run for run in group if run.void is None] or group for load, group in grouped.items()}
+
+
+def _relative(predicted: float, measured: float) -> float:
+    if measured == 0.0:
+        return 0.0 if predicted == 0.0 else math.nan
+    return predicted / measured - 1.0
+
+
+def _worst(among: Sequence[Row], metric: str) -> str:
+    row = max((row for row in among if row.metric == metric), key=lambda row: abs(row.error), default=None)
+    if row is None:
+        return f"unknown for {METRICS[metric].label}"
+    inside = ", inside the spread of the repeats" if abs(row.error) > CLOSE and row.sign == "=" else ""
+    return f"{shown_error(row.metric, row.error)} for {METRICS[metric].label} (load {row.load:g}{inside})"
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    void = [f"void: load {run.load:g}, repeat {run.repeat}: {run.void}" for run in comparison.void_runs]
+    if void:
+        void.append("Void runs count for nothing; a load that has no other run shows its figures marked void.")
+    return [*void, *(f"caveat: {caveat}" for caveat in comparison.caveats)]
+
+
+def _figures(comparison: Comparison) -> dict[str, Figure]:
+    """The pictures by their file's name. Batch sizes are left out where every batch is one request."""
+    traffic, by_load = comparison.stage.traffic, _by_load(comparison.runs)
+    repeats = max((len(group) for group in by_load.values()), default=0)
+    window_s = max((run.measured.window_s for run in comparison.runs), default=0.0)
+    arrivals = "closed loop" if traffic.loop == "closed" else f"{traffic.arrivals} arrivals"
+    about = f"{comparison.stage.title} on {comparison.device}; {arrivals}, {window_s:g} s a run"
+    about += f", {repeats} repeats" if repeats > 1 else ", one run a load"
+    about += "; short run" if comparison.short else ""
+    panels = [
+        plots.Panel(
+            f"load {load:g}, {group[0].rate_rps:,.0f}/s{' (void)' if group[0].void else ''}",
+            [run.measured for run in group],
+            [run.predicted for run in group],
+        )
+        for load, group in by_load.items()
+    ]
+    curve = pl.DataFrame(comparison.curve, schema=dict.fromkeys(_CURVE, pl.Float64), orient="row", strict=False)
+    table = pl.DataFrame([asdict(row) for row in comparison.rows], schema=_ROWS, orient="row", strict=False)
+    slo_latency_s = comparison.stage.slo.latency_s
+    figures = {
+        "latency_against_load": plots.latency_against_load(curve, table, comparison.capacity_rps, slo_latency_s, about),
+        "latency_distributions": plots.latency_distributions(panels, about),
+    }
+    if comparison.stage.batching.max_batch_size > 1:
+        figures["batch_sizes"] = plots.batch_sizes(panels, about)
+    return figures | {"device_utilisation": plots.device_utilisation(panels, about)}
+
+
+_CURVE = ("rate_rps", "latency_s_p50", "latency_s_p95", "latency_s_p99")
+_ROWS: dict[str, Any] = {"rate_rps": pl.Float64, "metric": pl.String, "void": pl.Boolean} | dict.fromkeys(
+    ("measured", "predicted", "spread_low", "spread_high"), pl.Float64
+)
+
+
+def _page(comparison: Comparison, pictures: dict[str, bytes]) -> str:
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.globals |= {"shown": shown, "shown_error": shown_error, "shown_spread": shown_spread}
+    return templates.get_template("report.html").render(
+        comparison=comparison,
+        stage=comparison.stage,
+        result=result_in_words(comparison),
+        by_load={load: [r for r in comparison.rows if r.load == load] for load in comparison.loads},
+        pictures={name: base64.b64encode(data).decode() for name, data in pictures.items()},
+        constants=constants(comparison.calibration),
+        metrics=METRICS,
+        at_a_glance=AT_A_GLANCE,
+        signs=SIGNS,
+        legend=LEGEND,
+        stage_toml=stage_toml(comparison.stage),
+    )

@@ -1,0 +1,95 @@
+"""How figures are worded for people: names, units and digits of metrics, errors, spreads and constants.
+
+No twin: text only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a metric is shown: its name, its unit there, and how many of that unit make one of ours."""
+
+    label: str
+    unit: str
+    factor: float = 1.0
+    is_share: bool = False  # then its error is a difference in points, not relative
+
+
+METRICS = {
+    "throughput_rps": Shown("throughput", "/s"),
+    "goodput_rps": Shown("goodput", "/s"),
+    "shed_share": Shown("shed", " %", 100.0, is_share=True),
+    "latency_s_p50": Shown("latency p50", " ms", 1e3),
+    "latency_s_p90": Shown("latency p90", " ms", 1e3),
+    "latency_s_p95": Shown("latency p95", " ms", 1e3),
+    "latency_s_p99": Shown("latency p99", " ms", 1e3),
+    "batch_size_mean": Shown("batch size, mean", ""),
+    "device_throughput_ips": Shown("device throughput", " items/s"),
+    "utilisation": Shown("utilisation", " %", 100.0, is_share=True),
+    "queue_wait_s_mean": Shown("queue wait, mean", " ms", 1e3),
+    "queue_wait_s_p95": Shown("queue wait p95", " ms", 1e3),
+}
+NOTHING = "–"  # in place of NaN
+
+
+def shown(metric: str, value: float) -> str:
+    """A value in the unit that people read, three digits: `12.3 ms`."""
+    how = METRICS[metric]
+    return f"{digits(value * how.factor)}{how.unit}" if math.isfinite(value) else NOTHING
+
+
+def shown_error(metric: str, error: float) -> str:
+    """An error with its sign: `+1.2 %`, or `-0.4 points` for a share."""
+    if not math.isfinite(error):
+        return NOTHING
+    return f"{100 * error:+.1f} {'points' if METRICS[metric].is_share else '%'}"
+
+
+def shown_spread(metric: str, low: float, high: float) -> str:
+    """The least and the most: `11.9 to 12.8 ms`, and one value where they read the same."""
+    least, most = shown(metric, low), shown(metric, high)
+    return most if least == most else f"{least.removesuffix(METRICS[metric].unit)} to {most}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def constants(calibration: Calibration) -> list[tuple[str, str]]:
+    """The calibration for people: what each constant is, and its value."""
+    host = calibration.host
+    swept = [
+        (f"device time of a batch of {times.batch_size}", _quantiles(times.quantiles_s))
+        for times in calibration.service_times
+    ]
+    return [
+        *(swept or [("device time of a batch", "as the device catalogue's row for this profile says")]),
+        ("scheduled send → in the replica's queue", _quantiles(host.send_quantiles_s)),
+        ("an idle device is told of work → its batch starts", f"{1e3 * host.wake_s:.3f} ms"),
+        ("a batch ends → the next one starts, when work waits", f"{1e3 * host.between_batches_s:.3f} ms"),
+        ("a batch ends → the first of its answers is back", _quantiles(host.reply_quantiles_s)),
+        ("each further answer of the same batch", f"{1e3 * host.reply_per_item_s:.3f} ms"),
+    ]
+
+
+def digits(value: float) -> str:
+    """A number with three significant digits, and never more than two after the point."""
+    whole = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{min(max(2 - whole, 0), 2)}f}"
+
+
+def _quantiles(values_s: Sequence[float]) -> str:
+    ms = [1e3 * value for value in values_s]
+    if len(ms) == 1:
+        return f"{digits(ms[0])} ms"
+    return f"median {digits(float(np.median(ms)))} ms ({digits(ms[0])} to {digits(ms[-1])})"

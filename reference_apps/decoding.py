@@ -1,0 +1,105 @@
+"""What a client may send to `POST /predict`, decoded and checked: JSON, PNG bytes, or raw float32 with its shape."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+from PIL import Image, UnidentifiedImageError
+
+# Pixels of the largest picture that is decoded: a small file can unfold into gigabytes.
+MAX_PIXELS = 50_000_000
+
+
+class Decodes(Protocol):
+    """What decoding needs to know of a model."""
+
+    input_shape: tuple[int, ...]
+    png_mode: str | None
+
+    def from_image(self, image: Image.Image) -> np.ndarray: ...
+
+
+class BadInput(ValueError):
+    """An input that cannot be answered; `status` is the HTTP status, the text is for the client."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+def decode(model: Decodes, content_type: str, shape: str, body: bytes) -> np.ndarray:
+    """The input as float32 of `model.input_shape`. Raises BadInput that says what to send instead."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/octet-stream":
+        return _finite(_from_raw(model, shape, body))
+    if kind == "application/json":
+        return _finite(_from_json(model, body))
+    if kind == "image/png":
+        return _from_png(model, body)
+    raise BadInput(
+        415,
+        f'content-type: must be application/json, image/png or application/octet-stream, got "{kind}". '
+        "The body cannot be decoded. Set the header to what you send.",
+    )
+
+
+def _from_raw(model: Decodes, shape: str, body: bytes) -> np.ndarray:
+    wanted = "x".join(map(str, model.input_shape))
+    if shape and shape.replace(",", "x").replace(" ", "") != wanted:
+        raise BadInput(422, f"x-rung-shape: must be {wanted}, got {shape}. The model reads no other. Resize the input.")
+    if not shape:
+        raise BadInput(422, f"x-rung-shape: is required with raw float32. Send x-rung-shape: {wanted}.")
+    size = 4 * int(np.prod(model.input_shape))
+    if len(body) != size:
+        raise BadInput(
+            422,
+            f"body: must be {size} bytes of little-endian float32 ({wanted}), got {len(body)}. Send the whole array.",
+        )
+    return np.frombuffer(body, dtype="<f4").reshape(model.input_shape)
+
+
+def _from_json(model: Decodes, body: bytes) -> np.ndarray:
+    wanted = "x".join(map(str, model.input_shape))
+    try:
+        document: Any = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadInput(400, f'body: must be JSON ({error}). Send {{"input": …}} with {wanted} numbers.') from None
+    if not isinstance(document, dict) or set(document) != {"input"}:
+        raise BadInput(422, f'body: must be an object with the one key "input", an array of {wanted} numbers.')
+    try:
+        inputs = np.asarray(document["input"], dtype=np.float32)
+    except (ValueError, TypeError):
+        raise BadInput(422, f"input: must be an array of {wanted} numbers, all of one depth.") from None
+    if inputs.shape != tuple(model.input_shape):
+        got = "x".join(map(str, inputs.shape)) or "one value"
+        raise BadInput(
+            422,
+            f"input: must have the shape {wanted}, got {got}. The model reads no other. Resize the input.",
+        )
+    return inputs
+
+
+def _from_png(model: Decodes, body: bytes) -> np.ndarray:
+    if model.png_mode is None:
+        raise BadInput(415, "image/png: this model takes numbers, not pictures. Send application/json.")
+    try:
+        with Image.open(io.BytesIO(body), formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadInput(
+                    413,
+                    f"body: must be a picture of at most {MAX_PIXELS} pixels, got {image.width}x{image.height}.",
+                )
+            return model.from_image(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(422, f"body: must be a PNG picture ({error}). Send the bytes of a .png file.") from None
+
+
+def _finite(inputs: np.ndarray) -> np.ndarray:
+    if not np.isfinite(inputs).all():
+        raise BadInput(422, "input: must be finite numbers, got NaN or infinity. No answer to it means anything.")
+    return inputs

@@ -1,0 +1,77 @@
+"""The device that runs a model's batches, one at a time: `cpu` and `cuda` as they are, `emulated` at a catalogue's pace.
+
+Twin: simulator/device.py. An emulated device does not model memory, clocks that drop with heat, or jitter: its
+profile holds means.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from stages import catalogue
+from stages.spec import Stage
+
+__all__ = ["Device", "device_label", "open_device"]
+
+# A sleep ends 0.05 to 0.15 ms late on Linux; the rest of an emulated batch is spun away.
+SPIN_S = 0.0002
+
+
+class Predicts(Protocol):
+    """What a device needs of a model: a float32 batch (n, *input_shape) in, n answers out."""
+
+    def predict(self, inputs: np.ndarray) -> list[dict[str, Any]]: ...
+
+
+class Device:
+    """Runs batches of one model. `service_time_s` is the pace of an emulated device, None for a real one."""
+
+    def __init__(self, label: str, model: Predicts, service_time_s: Callable[[int], float] | None) -> None:
+        self.label = label
+        self.overruns = 0  # emulated batches whose real answer took longer than the pace allowed
+        self._model = model
+        self._service_time_s = service_time_s
+
+    def run(self, inputs: list[np.ndarray]) -> list[dict[str, Any]]:
+        """Gives the model's answers to a batch, after the time that the device takes for it.
+
+        Raises whatever the model raises, at once.
+        """
+        started_s = time.monotonic()
+        answers = self._model.predict(np.stack(inputs))
+        if self._service_time_s is not None:
+            ends_s = started_s + self._service_time_s(len(inputs))
+            if time.monotonic() > ends_s:
+                self.overruns += 1
+            _wait_until(ends_s)
+        return answers
+
+
+def device_label(stage: Stage) -> str:
+    """How reports name the stage's device; an emulated one is always called so."""
+    device = stage.device
+    if device.kind != "emulated":
+        return device.kind
+    slower = f", {device.slowdown:g} times slower" if device.slowdown != 1.0 else ""
+    return f"emulated {device.profile}{slower}"
+
+
+def open_device(stage: Stage, model: Predicts) -> Device:
+    """The device of a stage, ready to run `model`, which is already loaded onto it."""
+    device = stage.device
+    if device.kind != "emulated":
+        return Device(device_label(stage), model, None)
+    profile = catalogue.profiles()[str(device.profile)]
+    return Device(device_label(stage), model, lambda n: profile.service_time_s(n) * device.slowdown)
+
+
+def _wait_until(ends_s: float) -> None:
+    remaining_s = ends_s - time.monotonic()
+    if remaining_s > SPIN_S:
+        time.sleep(remaining_s - SPIN_S)
+    while time.monotonic() < ends_s:
+        pass

@@ -1,0 +1,315 @@
+"""One copy of the model server: HTTP in, the batcher and the device behind it, answers out.
+
+    POST /predict ─▶ decode ─▶ room? ─▶ Batcher ─▶ Device ─▶ answer
+                       │ 4xx     │ 503                │ 504 deadline, 500 model error
+
+`/predict` is bare ASGI in front of a FastAPI application that serves everything else: the framework would cost
+a request more than the rest of the path together. The device's own thread takes its next batch the moment it is
+free, so that the event loop never stands between two batches.
+
+Twin: simulator/replica.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import orjson
+from fastapi import FastAPI, Response
+from fastapi import Request as HttpRequest
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from reference_apps.batcher import Batcher, Request
+from reference_apps.decoding import BadInput, Decodes, decode
+from reference_apps.device import Device, open_device
+from reference_apps.replica_metrics import ReplicaMetrics
+from stages.spec import Stage
+
+__all__ = ["Replica"]
+
+log = logging.getLogger("rung.replica")
+
+# Batches remembered for `GET /batches`: an hour at 25 batches a second.
+BATCHES_KEPT = 100_000
+
+Headers = dict[bytes, bytes]
+JSON = b"application/json"
+PROBLEM = b"application/problem+json"
+
+
+@dataclass(slots=True)
+class Reply:
+    """What the handler of a request wakes up to: an answer, or the reason why there is none."""
+
+    answer: dict[str, Any] | None
+    reason: str = ""
+    batch: int = -1
+    batch_size: int = 0
+    started_s: float = 0.0
+    finished_s: float = 0.0
+
+
+class Replica:
+    """The server of one model on one device: `load()` it, then serve it as an ASGI application with lifespan."""
+
+    def __init__(self, stage: Stage, number: int = 0) -> None:
+        self.stage = stage
+        self.number = number
+        self.batcher = Batcher(stage.batching, stage.admission)
+        self.metrics = ReplicaMetrics(self.batcher, stage.batching.max_batch_size)
+        self.batches: deque[tuple[int, float, float, int]] = deque(maxlen=BATCHES_KEPT)
+        self.device: Device | None = None
+        self.model: Any = None
+        self.draining = False
+        self._numbers = itertools.count()
+        self._thread = threading.Thread(target=self._serve, name="device", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._web: ASGIApp = web(self)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: `/predict` on the short path, everything else through FastAPI."""
+        if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
+            body = await _read_body(receive, self.stage.admission.max_body_bytes)
+            status, headers, content = await self.answer(dict(scope["headers"]), body)
+            start = {"type": "http.response.start", "status": status, "headers": headers}
+            await send(start)
+            await send({"type": "http.response.body", "body": content})
+        else:
+            await self._web(scope, receive, send)
+
+    def load(self) -> None:
+        """Loads the model onto its device. Raises ValueError for weights that do not fit, and for a missing GPU."""
+        from reference_apps.models import load_model
+
+        kind = "cuda" if self.stage.device.kind == "cuda" else "cpu"
+        self.model = load_model(self.stage.model, kind, cpu_threads=self.stage.device.cpu_threads)
+        self.device = open_device(self.stage, self.model)
+
+    def open(self) -> None:
+        """Starts the device's thread; called on the event loop that will serve."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Lets nobody in any more, waits until the accepted are answered, and ends the device's thread."""
+        self.draining = True
+        self.batcher.close()
+        if self._thread.is_alive():
+            self._thread.join(self.stage.lifecycle.drain_timeout_s)
+
+    async def answer(self, headers: Headers, body: bytes | None) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """One request from its headers and body to status, headers and content. `body` is None when it was too long."""
+        try:
+            inputs, deadline_s = self._decoded(headers, body)
+        except BadInput as error:
+            self.metrics.outcome("failed", "bad_input")
+            return _problem(error.status, "bad_input", str(error))
+        loop = asyncio.get_running_loop()
+        request = Request(inputs, time.monotonic(), deadline_s, self._refuse, loop.create_future())
+        if not self.batcher.put(request):
+            reason = "draining" if self.draining else "queue_full"
+            return self._refusal(503, "shed", reason)
+        reply: Reply = await request.reply
+        if reply.answer is None:
+            if reply.reason == "deadline":
+                return self._refusal(504, "timed_out", "deadline")
+            self.metrics.outcome("failed", "model_error")
+            return _problem(500, "model_error", "The model failed on this input. The log of the replica has its error.")
+        self.metrics.outcome("ok", "")
+        content = {"model": self.model.name, "version": self.model.version, **reply.answer}
+        return 200, [(b"content-type", JSON), self._record(request, reply)], orjson.dumps(content)
+
+    def _decoded(self, headers: Headers, body: bytes | None) -> tuple[np.ndarray, float | None]:
+        if body is None:
+            limit = self.stage.admission.max_body_bytes
+            raise BadInput(
+                413, f"body: must be at most {limit} bytes (admission.max_body_bytes). Send a smaller input."
+            )
+        deadline_s = self.stage.admission.deadline_s
+        if (given := headers.get(b"x-rung-deadline-s")) is not None:
+            deadline_s = _positive_seconds(given)
+        content_type = headers.get(b"content-type", b"").decode("latin-1")
+        shape = headers.get(b"x-rung-shape", b"").decode("latin-1")
+        return decode(cast(Decodes, self.model), content_type, shape, body), deadline_s
+
+    def _refusal(self, status: int, outcome: str, reason: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        self.metrics.outcome(outcome, reason)
+        admission = self.stage.admission
+        text = {
+            "queue_full": f"The queue is full ({admission.max_queue_length} requests). Try again later.",
+            "draining": "This replica is stopping. Try again.",
+            "deadline": "The deadline passed while the request waited; it was not computed.",
+        }[reason]
+        status, headers, content = _problem(status, reason, text)
+        if status == 503:
+            headers.append((b"retry-after", str(max(1, round(admission.retry_after_s))).encode()))
+        return status, headers, content
+
+    def _record(self, request: Request, reply: Reply) -> tuple[bytes, bytes]:
+        """Where this answer's time went, for whoever measures: times of this machine's monotonic clock, in seconds."""
+        return b"x-rung-record", (
+            f"replica={self.number},batch={reply.batch},batch_size={reply.batch_size},"
+            f"arrived_s={request.arrived_s:.6f},started_s={reply.started_s:.6f},finished_s={reply.finished_s:.6f}"
+        ).encode()
+
+    def _serve(self) -> None:
+        """The device's thread: takes the next batch itself, the moment the last one is done."""
+        while batch := self.batcher.take():
+            started_s = time.monotonic()
+            answers = self._run(batch)
+            finished_s = time.monotonic()
+            number = next(self._numbers)
+            self.batches.append((number, started_s, finished_s, len(batch)))
+            replies = [
+                Reply(
+                    answer,
+                    "" if answer is not None else "model_error",
+                    number,
+                    len(batch),
+                    started_s,
+                    finished_s,
+                )
+                for answer in answers
+            ]
+            self._hand_back(batch, replies)
+
+    def _run(self, batch: list[Request]) -> list[dict[str, Any] | None]:
+        """Answers of a batch; when it fails, each alone, so that one bad item does not fail its neighbours."""
+        assert self.device is not None
+        try:
+            return list(self.device.run([request.inputs for request in batch]))
+        except Exception:
+            log.exception("a batch of %d failed", len(batch))
+        if len(batch) == 1:
+            return [None]
+        return [answer for request in batch for answer in self._run([request])]
+
+    def _refuse(self, request: Request) -> None:
+        self._hand_back([request], [Reply(None, "deadline")])
+
+    def _hand_back(self, batch: list[Request], replies: list[Reply]) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._wake, batch, replies)
+
+    def _wake(self, batch: list[Request], replies: list[Reply]) -> None:
+        for request, reply in zip(batch, replies, strict=True):
+            if not request.reply.done():  # its client may have gone
+                request.reply.set_result(reply)
+        first = replies[0]
+        if first.batch_size:
+            waits_s = (first.started_s - request.arrived_s for request in batch)
+            self.metrics.batch(first.batch_size, waits_s, first.finished_s - first.started_s)
+
+
+def web(replica: Replica) -> FastAPI:
+    """Everything beside the short path: documentation, probes, metrics, and the batches that were run."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        replica.open()
+        yield
+        replica.close()
+
+    app = FastAPIOffline(title=f"rung: {replica.stage.title}", description=replica.stage.question, lifespan=lifespan)
+
+    @app.post("/predict", openapi_extra=_PREDICT_BODY, summary="One input, one answer")
+    async def predict(request: HttpRequest) -> Response:
+        """Send one input as JSON, as PNG bytes, or as raw float32. The header `x-rung-deadline-s` gives the
+        seconds after which you will not wait any more. 503 with Retry-After: the queue is full."""
+        status, headers, content = await replica.answer(dict(request.headers.raw), await request.body())
+        return Response(content, status, {k.decode(): v.decode() for k, v in headers})
+
+    @app.get("/healthz", summary="Is the process alive?")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/readyz", summary="Would a request be served?")
+    async def readyz(response: Response) -> dict[str, str]:
+        ready = replica.device is not None and not replica.draining
+        response.status_code = 200 if ready else 503
+        return {"status": "ready" if ready else "draining"}
+
+    @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def metrics() -> Response:
+        return Response(replica.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/batches", summary="The batches that were run since a time of the monotonic clock")
+    async def batches(since_s: float = 0.0) -> list[tuple[int, float, float, int]]:
+        """Rows of (batch, started_s, finished_s, batch_size), oldest first; the last 100,000 are kept."""
+        return [row for row in list(replica.batches) if row[1] >= since_s]
+
+    return app
+
+
+_PREDICT_BODY: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "x-rung-shape",
+            "in": "header",
+            "schema": {"type": "string"},
+            "description": "with raw float32: 8x8",
+        },
+        {"name": "x-rung-deadline-s", "in": "header", "schema": {"type": "number", "exclusiveMinimum": 0}},
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["input"],
+                    "properties": {
+                        "input": {"type": "array", "items": {}, "description": "nested to the model's shape"}
+                    },
+                }
+            },
+            "image/png": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
+}
+
+
+async def _read_body(receive: Receive, limit: int) -> bytes | None:
+    """The whole body, or None when it is longer than `limit`; what is over is read and thrown away."""
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        return body if len(body) <= limit else None
+    parts, size = [body], len(body)
+    while message.get("more_body", False):
+        message = await receive()
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= limit:
+            parts.append(part)
+    return b"".join(parts) if size <= limit else None
+
+
+def _problem(status: int, title: str, detail: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """An error as RFC 9457 puts it: application/problem+json."""
+    content = orjson.dumps({"title": title, "status": status, "detail": detail})
+    return status, [(b"content-type", PROBLEM)], content
+
+
+def _positive_seconds(given: bytes) -> float:
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = float("nan")
+    if not 0.0 < seconds < float("inf"):
+        shown = given.decode("latin-1")[:40]
+        raise BadInput(422, f"x-rung-deadline-s: must be seconds greater than 0, got {shown}. Leave it out to wait.")
+    return seconds

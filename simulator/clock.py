@@ -1,0 +1,36 @@
+"""Events at exact moments of the virtual clock, and who goes first when two fall on the same one.
+
+    NORMAL   requests arrive, answers go back        LATE   a device takes its next batch
+
+So a device that becomes free at the very moment of an arrival finds that request in the queue. No twin: the
+running stack has the wall clock, where two things never happen at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+from simpy import Environment, Event
+from simpy.events import NORMAL, EventPriority
+
+LATE = EventPriority(NORMAL + 1)
+
+
+class At(Event):
+    """Fires when the clock of `env` shows exactly `time_s`. Raises ValueError for a time in the past.
+
+    SimPy counts time in delays, and now + (time - now) can miss `time` by one unit in the last place; then two
+    ways of computing the same schedule would differ.
+    """
+
+    def __init__(self, env: Environment, time_s: float, priority: EventPriority = NORMAL) -> None:
+        super().__init__(env)
+        now_s = env.now
+        delay_s = time_s - now_s
+        if delay_s < 0:
+            raise ValueError(f"an event at {time_s} s cannot be scheduled at {now_s} s")
+        if now_s + delay_s != time_s:
+            delay_s = math.nextafter(delay_s, math.inf if now_s + delay_s < time_s else 0.0)
+        self._ok = True
+        self._value = None
+        env.schedule(self, priority, delay_s)

@@ -1,0 +1,151 @@
+"""The device that runs a model's batches, one at a time: only the time that it takes, never the model.
+
+    catalogue profile, or a calibration's quantiles ─▶ service_time_s(batch size) ─▶ run: take, be busy, hand back
+
+Twin: reference_apps/device.py. Not modelled: memory, clocks that drop with heat, batches that slow each other
+down, and any dependence of a service time on the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from typing import Protocol
+
+import numpy as np
+from simpy import Environment, Event
+
+from simulator.batcher import Batcher, Request
+from simulator.clock import LATE, At
+from simulator.draws import Draws, Floats, Quantiles
+from stages import catalogue
+from stages.calibration import Calibration
+from stages.spec import Stage
+
+__all__ = ["Device", "device_label", "open_device"]
+
+Finished = Callable[[list[Request], float, float], None]  # (batch, started_s, finished_s)
+
+
+class ServiceTimes(Protocol):
+    """Where a device's times come from: one after the other, or many in advance."""
+
+    def next_s(self, batch_size: int) -> float:
+        """Seconds that the next batch takes."""
+        ...
+
+    def ahead_s(self, batch_size: int, count: int) -> Floats:
+        """Seconds of the next `count` batches if all are of `batch_size`, without using them up."""
+        ...
+
+
+class Device:
+    """Runs batches of one model, one at a time, at the pace of `times`."""
+
+    def __init__(self, label: str, times: ServiceTimes) -> None:
+        self.label = label
+        self.times = times
+
+    def service_time_s(self, batch_size: int) -> float:
+        """Seconds that the next batch takes; a sampled device draws anew at each call."""
+        return self.times.next_s(batch_size)
+
+    def run(
+        self, env: Environment, batcher: Batcher, finished: Finished, between_batches_s: float = 0.0
+    ) -> Generator[Event, None, None]:
+        """The process that takes batch after batch, and tells `finished` of each, until the batcher is closed."""
+        while batch := (yield from batcher.take()):
+            started_s = env.now
+            finished_s = started_s + self.service_time_s(len(batch))
+            yield At(env, finished_s)
+            finished(batch, started_s, finished_s)
+            yield At(env, finished_s + between_batches_s, LATE)
+
+
+class FromQuantiles:
+    """Service times with the quantiles of each batch size; where there is one quantile only, it is the time."""
+
+    def __init__(self, quantiles: Mapping[int, Quantiles], draws: Draws) -> None:
+        self._quantiles = quantiles
+        self._fixed_s = {size: q.fixed_s for size, q in quantiles.items() if q.fixed_s is not None}
+        self._draws = draws
+        self._used = 0
+
+    def next_s(self, batch_size: int) -> float:
+        fixed_s = self._fixed_s.get(batch_size)
+        if fixed_s is not None:
+            return fixed_s
+        self._used += 1
+        return self._quantiles[batch_size].at(self._draws[self._used - 1])
+
+    def ahead_s(self, batch_size: int, count: int) -> Floats:
+        quantiles = self._quantiles[batch_size]
+        if quantiles.fixed_s is not None:
+            return np.full(count, quantiles.fixed_s)
+        return quantiles.at_each(self._draws.first(self._used + count)[self._used :])
+
+
+def device_label(stage: Stage) -> str:
+    """How reports name the stage's device; an emulated one is always called so."""
+    device = stage.device
+    if device.kind != "emulated":
+        return device.kind
+    slower = f", {device.slowdown:g} times slower" if device.slowdown != 1.0 else ""
+    return f"emulated {device.profile}{slower}"
+
+
+def open_device(
+    stage: Stage, calibration: Calibration | None = None, *, seed: int | None = None, number: int = 0
+) -> Device:
+    """The device of a stage; `seed` stands in for the traffic's own, `number` is the replica's.
+
+    Raises ValueError, in words, when nothing says how long its batches take.
+    """
+    seed = stage.traffic.seed if seed is None else seed
+    return Device(device_label(stage), FromQuantiles(service_quantiles(stage, calibration), Draws(seed, "service", number)))
+
+
+def service_quantiles(stage: Stage, calibration: Calibration | None) -> dict[int, Quantiles]:
+    """The quantiles of the device time in seconds for every batch size from 1 to the stage's largest.
+
+    An emulated device has one: the profile's time, slowed down. Sizes between two that were swept are interpolated
+    linearly, quantile by quantile. Raises ValueError for a timed device without a calibration, and for sizes that
+    lie outside its sweep.
+    """
+    sizes = range(1, stage.batching.max_batch_size + 1)
+    device = stage.device
+    if device.kind == "emulated":
+        profile = catalogue.profiles()[str(device.profile)]
+        return {size: Quantiles((profile.service_time_s(size) * device.slowdown,)) for size in sizes}
+    if calibration is None or not calibration.service_times:
+        raise ValueError(_no_times(stage, calibration))
+    swept = {times.batch_size: np.asarray(times.quantiles_s) for times in calibration.service_times}
+    if min(swept) > 1 or max(swept) < sizes[-1]:
+        raise ValueError(
+            f"batching.max_batch_size: must be within the sweep of the calibration, batches of {min(swept)} to "
+            f"{max(swept)}, got {sizes[-1]}. A service time beyond that would be a guess. Lower it, or run "
+            f"`rung calibrate {stage.name}` again."
+        )
+    return {size: Quantiles(_between(swept, size)) for size in sizes}
+
+
+def _between(swept: Mapping[int, Floats], size: int) -> Floats:
+    """The quantiles of a size: its own, or on the straight line between those of its neighbours in the sweep."""
+    if size in swept:
+        return swept[size]
+    low, high = max(s for s in swept if s < size), min(s for s in swept if s > size)
+    share = (size - low) / (high - low)
+    count = max(swept[low].size, swept[high].size)
+    return (1 - share) * _resampled(swept[low], count) + share * _resampled(swept[high], count)
+
+
+def _resampled(quantiles_s: Floats, count: int) -> Floats:
+    return np.interp(np.linspace(0, 1, count), np.linspace(0, 1, quantiles_s.size), quantiles_s)
+
+
+def _no_times(stage: Stage, calibration: Calibration | None) -> str:
+    given = "no calibration" if calibration is None else f"one of {calibration.device}, which holds no service times"
+    return (
+        f'device.kind: "{stage.device.kind}" takes the time it takes; a prediction needs a calibration of it, '
+        f"got {given}. Nothing says how long a batch would be on the device. "
+        f'Run `rung calibrate {stage.name}`, or set device.kind = "emulated" with a profile.'
+    )

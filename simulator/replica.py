@@ -1,0 +1,87 @@
+"""One copy of the model server, event by event: a request in, the batcher and the device behind it, an answer out.
+
+    submit ─▶ room? ─▶ Batcher ─▶ Device ─▶ settled
+                │ queue full │ deadline
+
+The form that fits anywhere: behind a balancer, or with users who wait for their replies. Where all arrivals of a
+single replica are known up front, simulator/ahead.py does the same with less work. Twin: reference_apps/replica.py.
+Not modelled: start-up, draining, models that fail, and bad inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from simpy import Environment
+
+from simulator.batcher import Batcher, Request
+from simulator.device import Device
+from simulator.host import Host
+from simulator.outcomes import ReplicaLog
+from stages.spec import Stage
+
+__all__ = ["Replica"]
+
+Settled = Callable[[int, float], None]  # (request, when its answer or refusal is back at the client)
+
+
+class Replica:
+    """The server of one model on one device, from now on. `settled` is told of each request once its end is known."""
+
+    def __init__(
+        self, stage: Stage, env: Environment, device: Device, host: Host, settled: Settled | None = None
+    ) -> None:
+        self.batcher = Batcher(stage.batching, stage.admission, env, host.wake_s)
+        self.device = device
+        self._env = env
+        self._host = host
+        self._settled = settled
+        self._deadline_s = stage.admission.deadline_s
+        self._batches: list[tuple[float, float, int]] = []
+        self._served: list[int] = []
+        self._shed: list[int] = []
+        self._expired: list[tuple[int, float]] = []
+        env.process(device.run(env, self.batcher, self._finished, host.between_batches_s))
+
+    def submit(self, request: int) -> bool:
+        """Request number `request` is in the replica now. False: it was refused."""
+        if self.batcher.put(Request(request, self._env.now, self._deadline_s, self._refuse)):
+            return True
+        self._shed.append(request)
+        self._tell_refused(request)
+        return False
+
+    def close(self) -> None:
+        """Lets nobody in any more; the accepted are answered."""
+        self.batcher.close()
+
+    def log(self) -> ReplicaLog:
+        """What has been done so far."""
+        started_s, finished_s, sizes = zip(*self._batches, strict=True) if self._batches else ((), (), ())
+        expired, expired_s = zip(*self._expired, strict=True) if self._expired else ((), ())
+        return ReplicaLog(
+            started_s=np.array(started_s, dtype=np.float64),
+            finished_s=np.array(finished_s, dtype=np.float64),
+            sizes=np.array(sizes, dtype=np.int64),
+            served=np.array(self._served, dtype=np.int64),
+            shed=np.array(self._shed, dtype=np.int64),
+            expired=np.array(expired, dtype=np.int64),
+            expired_s=np.array(expired_s, dtype=np.float64),
+        )
+
+    def _finished(self, batch: list[Request], started_s: float, finished_s: float) -> None:
+        number = len(self._batches)
+        self._batches.append((started_s, finished_s, len(batch)))
+        self._served += [request.number for request in batch]
+        if self._settled is not None:
+            for place, request in enumerate(batch):
+                self._settled(request.number, self._host.answer_s(finished_s, number, place))
+
+    def _refuse(self, request: Request) -> None:
+        self._expired.append((request.number, self._env.now))
+        self._tell_refused(request.number)
+
+    def _tell_refused(self, request: int) -> None:
+        if self._settled is not None:
+            self._settled(request, self._host.refusal_s(self._env.now, request))
