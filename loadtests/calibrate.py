@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
+import hashlib
 import platform
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from loadtests.load import fire
 from loadtests.variants import with_overrides
 from reference_apps.device import device_label
 from reference_apps.launchers.process import ProcessLauncher
+from reference_apps.up import runs_folder
 from stages import catalogue
 from stages.calibration import Calibration, HostCosts, ServiceTimes
 from stages.policies.batching import leaves_at_s
@@ -67,6 +69,13 @@ def calibrate(
         service_times=services,
         host=host_costs(stage, sweep, low_load),
     )
+
+
+def kept_path(stage: Stage, short: bool) -> Path:
+    """Where the calibration of this machine for this stage is kept: what it depends on is in the name's digest."""
+    depends = (machine(), stage.model, stage.device, stage.batching, stage.traffic.input_format, short)
+    digest = hashlib.sha256(repr(depends).encode()).hexdigest()[:10]
+    return runs_folder() / "calibration" / f"{stage.name}-{stage.device.kind}-{digest}.json"
 
 
 def machine() -> str:
@@ -212,15 +221,13 @@ def _traced(stage: Stage, arrivals_s: list[float], duration_s: float, path: Path
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["Timestamp", "Model", "Request tokens", "Response tokens", "Total tokens", "Log Type"])
-        writer.writerows([f"{at_s:.6f}", "sweep", 0, 0, 0, ""] for at_s in [*arrivals_s, duration_s])
+        writer.writerows([f"{at_s:.6f}", "sweep", 0, 0, 0, ""] for at_s in [*arrivals_s, duration_s + 0.01])
     traffic = {
         "traffic.rate": {"shape": "trace", "path": str(path.absolute()), "format": "burstgpt"},
         "traffic.duration_s": duration_s,
         "traffic.loop": "open",
     }
     return with_overrides(stage, traffic, without=("traffic.arrivals", "traffic.coefficient_of_variation"))
-
-
 
 
 def _quantiles(values: pl.Series) -> tuple[float, ...]:

@@ -1,7 +1,330 @@
-"""The verbs of loadtests."""
+"""The verbs that load, calibrate and compare."""
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
 import typer
 
+from stages.terminal import (
+    Exit,
+    JsonOption,
+    SetOption,
+    StageArgument,
+    err,
+    fail,
+    out,
+    overrides,
+    print_json,
+    progress,
+    teaching,
+)
+
+if TYPE_CHECKING:
+    from stages.calibration import Calibration
+    from stages.spec import Stage
+
 app = typer.Typer()
+
+# Short runs show how it works within a minute; their figures are not to be quoted.
+SHORT_DURATION_S, SHORT_ROUNDS, SHORT_LOW_LOAD_S = 4.0, 6, 5.0
+LONG_DURATION_S, LONG_ROUNDS, LONG_LOW_LOAD_S = 30.0, 40, 25.0
+
+DeviceOption = Annotated[
+    Literal["cpu", "cuda", "emulated"] | None,
+    typer.Option("--device", help="Run on this kind of device instead of the stage's own."),
+]
+ShortOption = Annotated[bool, typer.Option("--short", help="A minute instead of an hour; the report says so.")]
+
+
+@app.command()
+def load(
+    stage: StageArgument,
+    url: Annotated[str | None, typer.Option(help="Where to send to; without it, the stage that is up.")] = None,
+    rate_rps: Annotated[float | None, typer.Option("--rate", help="Mean arrival rate, requests per second.")] = None,
+    duration_s: Annotated[float | None, typer.Option("--duration", help="Seconds of traffic.")] = None,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="Locust processes that share the schedule.")] = 1,
+    folder: Annotated[Path | None, typer.Option("--out", help="Leave the records here.")] = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Fire a stage's seeded traffic with Locust at the stage that is up, and check the run itself."""
+    from dataclasses import asdict
+
+    from loadtests import checks
+    from loadtests.load import fire
+    from reference_apps.device import device_label
+    from reference_apps.up import fresh_folder
+    from stages import records
+    from stages.metrics import summarise
+
+    resolved = _resolved(stage, set_, duration_s=duration_s, rate_rps=rate_rps)
+    target, pids = _target(resolved, url)
+    kept = folder or fresh_folder(f"load-{resolved.name}")
+    with _failures(), _bar() as on_progress:
+        total_s = resolved.traffic.duration_s
+        loaded = fire(
+            resolved,
+            target,
+            kept,
+            device=device_label(resolved),
+            pids=pids,
+            processes=processes,
+            on_second=lambda s: on_progress(f"Loading {resolved.name}", s, total_s),
+        )
+    records.write(loaded.records, kept)
+    metrics = summarise(loaded.records, resolved.slo.latency_s)
+    one_batch_s = _least_service_s(resolved) or metrics["latency_s_p50"]
+    void = checks.why_void(loaded.check, one_batch_s)
+    if json_:
+        print_json(
+            {
+                "stage": resolved.name,
+                "metrics": metrics,
+                "check": asdict(loaded.check),
+                "void": void,
+                "records": str(kept),
+            }
+        )
+    else:
+        _print_metrics(metrics, f"{resolved.name}, measured")
+        out.print(f"Records and logs: {kept}")
+    if void:
+        fail(f"This run is void. {void}", Exit.VOID)
+
+
+@app.command()
+def calibrate(
+    stage: StageArgument,
+    device: DeviceOption = None,
+    short: ShortOption = False,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Measure this machine for a stage: device time by batch size, and the host's time around it."""
+    resolved = _resolved(stage, set_, device=device)
+    calibration, path = _calibrated(resolved, short)
+    if json_:
+        print_json({"calibration": str(path), **calibration.model_dump()})
+        return
+    _print_calibration(calibration)
+    out.print(f"Kept in {path}; `rung compare` and `rung simulate --calibration` read it.")
+
+
+@app.command()
+def compare(
+    stage: StageArgument,
+    loads: Annotated[str, typer.Option(help="Shares of the predicted capacity.")] = "0.2,0.5,0.7,0.85,0.95,1.2",
+    repeat: Annotated[int, typer.Option(min=1, max=100, help="Real runs of each load.")] = 3,
+    duration_s: Annotated[float | None, typer.Option("--duration", help="Seconds of each run.")] = None,
+    device: DeviceOption = None,
+    calibration_file: Annotated[
+        Path | None, typer.Option("--calibration", help="Use this calibration, and make none.")
+    ] = None,
+    short: ShortOption = False,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="The run folder; by default a new one under runs/.")
+    ] = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Run a stage for real and in simulation over the same arrivals, and hold the two against each other."""
+    from loadtests import report
+    from loadtests.compare import Plan
+    from loadtests.compare import compare as run_both
+    from reference_apps.up import fresh_folder
+
+    resolved = _resolved(stage, set_, device=device)
+    if resolved.traffic.loop == "closed":
+        fail(
+            'traffic.loop: must be "open" to compare, got "closed". A closed loop slows down with its server, and '
+            "would hide what is to be seen. Use --set traffic.loop=open, or `rung load` for the real side alone.",
+            Exit.MISUSED,
+        )
+    seconds = duration_s or (SHORT_DURATION_S if short else LONG_DURATION_S)
+    plan = Plan(_loads(loads), repeat, seconds, short or seconds < LONG_DURATION_S)
+    if calibration_file is not None:
+        calibration = _read_calibration(calibration_file)
+    else:
+        calibration, _ = _calibrated(resolved, short)
+    kept = folder or fresh_folder(f"compare-{resolved.name}")
+    with _failures(), _bar() as on_progress:
+        comparison = run_both(
+            resolved, calibration, plan, kept, command=shlex.join(["rung", *sys.argv[1:]]), on_progress=on_progress
+        )
+        page = report.write_report(comparison, kept)
+    if json_:
+        print_json({"rows": [_row(row) for row in comparison.rows], "report": str(page)})
+    else:
+        report.print_table(comparison, out)
+        out.print(f"Report: {page}")
+    if all(run.void for run in comparison.runs):
+        fail("Every run is void: see the reasons in the report. Quiet the machine, or lower the loads.", Exit.VOID)
+
+
+def _resolved(
+    name: str,
+    pairs: list[str] | None,
+    *,
+    device: str | None = None,
+    duration_s: float | None = None,
+    rate_rps: float | None = None,
+) -> Stage:
+    """The stage with the command line's changes; ends the command in words when it is not sound."""
+    from loadtests.variants import with_overrides
+    from stages.spec import load_stage
+    from stages.traffic import at_rate
+
+    changed: dict[str, Any] = overrides(pairs)
+    if duration_s is not None:
+        changed["traffic.duration_s"] = duration_s
+    if rate_rps is not None:
+        changed["overload"] = True
+    with teaching():
+        if device is None:
+            resolved = load_stage(name, changed)
+        else:
+            alone = () if device == "emulated" else ("device.profile", "device.slowdown")
+            resolved = with_overrides(load_stage(name), {**changed, "device.kind": device}, without=alone)
+        if rate_rps is None:
+            return resolved
+        try:
+            return resolved.model_copy(update={"traffic": at_rate(resolved.traffic, rate_rps)})
+        except ValueError as error:
+            fail(f"--rate {rate_rps:g}: {error}.", Exit.MISUSED)
+
+
+def _target(stage: Stage, url: str | None) -> tuple[str, tuple[int, ...]]:
+    """Where to send, and the pids of the stack if it runs here."""
+    from reference_apps.up import list_up
+
+    if url is not None:
+        return url.rstrip("/"), ()
+    for up in list_up():
+        if up.stage == stage.name:
+            return up.url, tuple(replica["pid"] for replica in up.replicas)
+    fail(f"{stage.name}: is not up. Start it with `rung up {stage.name}`, or give --url.", Exit.MISUSED)
+
+
+def _loads(text: str) -> list[float]:
+    try:
+        loads = [float(part) for part in text.split(",")]
+    except ValueError:
+        loads = []
+    if not loads or not all(0.0 < load <= 10.0 for load in loads):
+        fail(
+            f"--loads: must be shares of capacity above 0 and up to 10, got {text}. Write them like 0.2,0.5,0.95.",
+            Exit.MISUSED,
+        )
+    return loads
+
+
+def _calibrated(stage: Stage, short: bool) -> tuple[Calibration, Path]:
+    """The calibration of this machine for the stage: the one that is kept, or a new one."""
+    from loadtests.calibrate import calibrate as measure
+    from loadtests.calibrate import kept_path
+    from reference_apps.up import fresh_folder
+    from stages import calibration
+
+    path = kept_path(stage, short)
+    if path.exists():
+        return _read_calibration(path), path
+    rounds, low_load_s = (SHORT_ROUNDS, SHORT_LOW_LOAD_S) if short else (LONG_ROUNDS, LONG_LOW_LOAD_S)
+    with _failures(), _bar() as on_progress:
+        made = measure(
+            stage,
+            fresh_folder(f"calibrate-{stage.name}"),
+            rounds=rounds,
+            low_load_duration_s=low_load_s,
+            command=shlex.join(["rung", *sys.argv[1:]]),
+            on_progress=on_progress,
+        )
+    calibration.write(made, path)
+    return made, path
+
+
+def _read_calibration(path: Path) -> Calibration:
+    from pydantic import ValidationError
+
+    from stages import calibration
+
+    try:
+        return calibration.read(path)
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a calibration"
+        fail(f"{path}: cannot be read ({reason}). Make one with `rung calibrate STAGE`.", Exit.MISUSED)
+
+
+def _least_service_s(stage: Stage) -> float | None:
+    from stages import catalogue
+
+    if stage.device.profile is None:
+        return None
+    return catalogue.profiles()[stage.device.profile].service_time_s(1) * stage.device.slowdown
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Failures of processes that we started become words and exit status 1."""
+    from loadtests.load import LoadError
+    from reference_apps.launchers.process import LaunchError
+    from stages.problems import StageError
+
+    try:
+        yield
+    except (LoadError, LaunchError) as error:
+        fail(str(error))
+    except StageError as error:
+        fail(str(error), Exit.MISUSED)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, float, float], None]]:
+    """A progress bar on stderr for work whose length in seconds is known."""
+    with progress() as bar:
+        task = bar.add_task("Starting", total=0.0)
+
+        def on_progress(what: str, done_s: float, total_s: float) -> None:
+            bar.update(task, description=what, completed=min(done_s, total_s), total=total_s)
+
+        yield on_progress
+
+
+def _row(row: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(row)
+
+
+def _print_metrics(metrics: dict[str, float], title: str) -> None:
+    from rich.table import Table
+
+    table = Table("metric", "value", title=title)
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4g}")
+    out.print(table)
+
+
+def _print_calibration(calibration: Calibration) -> None:
+    from rich.table import Table
+
+    table = Table(
+        "batch size", "service time, ms", "least", "most", title=f"{calibration.stage} on {calibration.device}"
+    )
+    for times in calibration.service_times:
+        least, most = times.quantiles_s[0], times.quantiles_s[-1]
+        table.add_row(*(str(times.batch_size), *(f"{1e3 * t:.3f}" for t in (times.mean_s, least, most))))
+    out.print(table)
+    host = calibration.host
+    middle = len(host.send_quantiles_s) // 2
+    out.print(
+        f"Host, median ms: send {1e3 * host.send_quantiles_s[middle]:.3f}, wake {1e3 * host.wake_s:.3f}, "
+        f"between batches {1e3 * host.between_batches_s:.3f}, reply {1e3 * host.reply_quantiles_s[middle]:.3f}, "
+        f"each further answer {1e3 * host.reply_per_item_s:.3f}"
+    )
+    err.print(f"Measured on {calibration.machine}.", highlight=False)

@@ -20,11 +20,12 @@ import numpy as np
 import orjson
 import polars as pl
 from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadtests.wording import METRICS, constants, listed, shown, shown_error, shown_spread
+from loadtests.wording import METRICS, constants, listed, number, shown, shown_error, shown_spread
 from simulator import plots
 from simulator.plot_frame import png
 from stages.calibration import Calibration
@@ -35,21 +36,20 @@ from stages.spec import Stage, stage_toml
 CLOSE, NEAR = 0.03, 0.10  # errors up to here are marked = and ~; beyond, !
 SIGNS = {"=": "close", "~": "near", "!": "far", "?": "unknown", "void": "void"}
 LEGEND = (
-    f"= within {CLOSE:.0%} (shares: points), or inside the spread of the repeats;  ~ within {NEAR:.0%};  "
-    "! further off.  A plus sign: predicted above measured."
-).replace("%", " %")
-
-
-HEADLINE = ("latency_s_p50", "latency_s_p95", "latency_s_p99", "throughput_rps")
-AT_A_GLANCE = (
-    *("throughput_rps", "shed_share", "latency_s_p50", "latency_s_p90", "latency_s_p95", "latency_s_p99"),
-    *("batch_size_mean", "utilisation"),
+    f"= within {100 * CLOSE:.0f} % (pt: percentage points), or inside the spread of the repeats;  "
+    f"~ within {100 * NEAR:.0f} %;  ! further off.  A plus sign: predicted above measured."
 )
+ARRIVALS = {"poisson": "Poisson", "gamma": "gamma", "deterministic": "evenly spaced"}
+HEADLINE = ("latency_s_p50", "latency_s_p95", "latency_s_p99", "throughput_rps")
+AT_A_GLANCE = (*HEADLINE, "shed_share", "batch_size_mean", "utilisation")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One real run and the prediction for its own fired schedule. `void` says why it must not be trusted."""
+    """One real run and the prediction for its own fired schedule. `void` says why it must not be trusted.
+
+    `repeat` counts from 0; people are shown it from 1.
+    """
 
     load: float
     rate_rps: float
@@ -113,12 +113,9 @@ class Comparison:
 
     @property
     def device(self) -> str:
-        """The device by a name that says when it is emulated, and when it is slowed down."""
-        label = self.device_label
-        if self.emulated and "emulated" not in label:
-            label = f"emulated {label}"
-        slowdown = self.stage.device.slowdown
-        return label if slowdown == 1.0 else f"{label}, {slowdown:g} times slower"
+        """The device's name, which says so when it is emulated."""
+        unsaid = self.emulated and "emulated" not in self.device_label
+        return f"emulated {self.device_label}" if unsaid else self.device_label
 
     @property
     def loads(self) -> list[float]:
@@ -176,11 +173,11 @@ def result_in_words(comparison: Comparison) -> str:
     for load in sorted({row.load for row in sound if row.load >= 1.0}):
         above = {row.metric: row for row in sound if row.load == load}
         found = [
-            f"{METRICS[metric].label} {shown_error(metric, above[metric].error)}"
+            f"{shown_error(metric, above[metric].error)} for {METRICS[metric].label}"
             for metric in ("throughput_rps", "shed_share", "latency_s_p99")
             if metric in above
         ]
-        words += f" At {load:g} times capacity: {', '.join(found)}."
+        words += f" At {load:g} times capacity: {listed(found)}."
     if comparison.short:
         words += " This was a short run: its figures scatter more than those of a long one."
     return words
@@ -189,9 +186,10 @@ def result_in_words(comparison: Comparison) -> str:
 def print_table(comparison: Comparison, console: Console) -> None:
     """Prints measured against predicted, a block a load, then the result in words, void runs and caveats."""
     title = f"{comparison.stage.title} on {comparison.device}"
-    table = Table(title=f"{title}{', short run' if comparison.short else ''}", title_justify="left")
+    title += ", short run" if comparison.short else ""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("metric", no_wrap=True)
-    for name in ("measured", "predicted", "error", "", "spread of the repeats"):
+    for name in ("measured", "predicted", "error", "", "measured spread"):
         table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
     colours = {"=": "green", "~": "yellow", "!": "bold red", "?": "dim", "void": "magenta"}
     for load in comparison.loads:
@@ -199,16 +197,14 @@ def print_table(comparison: Comparison, console: Console) -> None:
         if not of_load:
             continue
         table.add_section()
-        table.add_row(Text(f"load {load:g}, {of_load[0].rate_rps:,.0f}/s", style="bold"))
+        table.add_row(Text(f"load {load:g}, {shown('throughput_rps', of_load[0].rate_rps)}", style="bold"))
         for row in of_load:
-            values = (
-                shown(row.metric, row.measured),
-                shown(row.metric, row.predicted),
-                shown_error(row.metric, row.error),
-            )
+            value = "dim" if row.void else ""
             table.add_row(
                 Text(f"  {METRICS[row.metric].label}"),
-                *(Text(value, style="dim" if row.void else "") for value in values),
+                Text(shown(row.metric, row.measured), style=value),
+                Text(shown(row.metric, row.predicted), style=value),
+                Text(shown_error(row.metric, row.error), style=value),
                 Text(row.sign, style=colours[row.sign]),
                 Text(shown_spread(row.metric, row.spread_low, row.spread_high), style="dim"),
             )
@@ -224,7 +220,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     for name, data in pictures.items():
         (folder / f"{name}.png").write_bytes(data)
     path = folder / "report.html"
-    path.write_text(_page(comparison, pictures), encoding="utf-8")
+    path.write_text(_page(comparison, pictures, folder), encoding="utf-8")
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
     json = orjson.dumps(document(comparison, path), option=options)  # NaN, which JSON lacks, becomes null
     (folder / "report.json").write_bytes(json)
@@ -271,12 +267,14 @@ def _worst(among: Sequence[Row], metric: str) -> str:
     row = max((row for row in among if row.metric == metric), key=lambda row: abs(row.error), default=None)
     if row is None:
         return f"unknown for {METRICS[metric].label}"
-    inside = ", inside the spread of the repeats" if abs(row.error) > CLOSE and row.sign == "=" else ""
-    return f"{shown_error(row.metric, row.error)} for {METRICS[metric].label} (load {row.load:g}{inside})"
+    where = f"load {row.load:g}"
+    if abs(row.error) > CLOSE and row.sign == "=":
+        where += ", inside the spread of the repeats"
+    return f"{shown_error(metric, row.error)} for {METRICS[metric].label} ({where})"
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    void = [f"void: load {run.load:g}, repeat {run.repeat}: {run.void}" for run in comparison.void_runs]
+    void = [f"void: load {run.load:g}, repeat {run.repeat + 1}: {run.void}" for run in comparison.void_runs]
     if void:
         void.append("Void runs count for nothing; a load that has no other run shows its figures marked void.")
     return [*void, *(f"caveat: {caveat}" for caveat in comparison.caveats)]
@@ -287,13 +285,13 @@ def _figures(comparison: Comparison) -> dict[str, Figure]:
     traffic, by_load = comparison.stage.traffic, _by_load(comparison.runs)
     repeats = max((len(group) for group in by_load.values()), default=0)
     window_s = max((run.measured.window_s for run in comparison.runs), default=0.0)
-    arrivals = "closed loop" if traffic.loop == "closed" else f"{traffic.arrivals} arrivals"
+    arrivals = "closed loop" if traffic.loop == "closed" else f"{ARRIVALS[traffic.arrivals]} arrivals"
     about = f"{comparison.stage.title} on {comparison.device}; {arrivals}, {window_s:g} s a run"
     about += f", {repeats} repeats" if repeats > 1 else ", one run a load"
     about += "; short run" if comparison.short else ""
     panels = [
         plots.Panel(
-            f"load {load:g}, {group[0].rate_rps:,.0f}/s{' (void)' if group[0].void else ''}",
+            f"load {load:g}, {shown('throughput_rps', group[0].rate_rps)}{' (void)' if group[0].void else ''}",
             [run.measured for run in group],
             [run.predicted for run in group],
         )
@@ -317,7 +315,7 @@ _ROWS: dict[str, Any] = {"rate_rps": pl.Float64, "metric": pl.String, "void": pl
 )
 
 
-def _page(comparison: Comparison, pictures: dict[str, bytes]) -> str:
+def _page(comparison: Comparison, pictures: dict[str, bytes], folder: Path) -> str:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -325,7 +323,7 @@ def _page(comparison: Comparison, pictures: dict[str, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.globals |= {"shown": shown, "shown_error": shown_error, "shown_spread": shown_spread}
+    templates.globals |= {"number": number, "shown": shown, "shown_error": shown_error}
     return templates.get_template("report.html").render(
         comparison=comparison,
         stage=comparison.stage,
@@ -337,5 +335,6 @@ def _page(comparison: Comparison, pictures: dict[str, bytes]) -> str:
         at_a_glance=AT_A_GLANCE,
         signs=SIGNS,
         legend=LEGEND,
+        timelines=sorted(path.name for path in folder.glob("timeline*.json")),
         stage_toml=stage_toml(comparison.stage),
     )

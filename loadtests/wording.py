@@ -27,37 +27,42 @@ class Shown:
 METRICS = {
     "throughput_rps": Shown("throughput", "/s"),
     "goodput_rps": Shown("goodput", "/s"),
-    "shed_share": Shown("shed", " %", 100.0, is_share=True),
+    "shed_share": Shown("shed share", " %", 100.0, is_share=True),
     "latency_s_p50": Shown("latency p50", " ms", 1e3),
     "latency_s_p90": Shown("latency p90", " ms", 1e3),
     "latency_s_p95": Shown("latency p95", " ms", 1e3),
     "latency_s_p99": Shown("latency p99", " ms", 1e3),
-    "batch_size_mean": Shown("batch size, mean", ""),
-    "device_throughput_ips": Shown("device throughput", " items/s"),
+    "batch_size_mean": Shown("mean batch size", ""),
+    "device_throughput_ips": Shown("device throughput", "/s"),
     "utilisation": Shown("utilisation", " %", 100.0, is_share=True),
-    "queue_wait_s_mean": Shown("queue wait, mean", " ms", 1e3),
+    "queue_wait_s_mean": Shown("mean queue wait", " ms", 1e3),
     "queue_wait_s_p95": Shown("queue wait p95", " ms", 1e3),
 }
 NOTHING = "–"  # in place of NaN
 
 
+def number(metric: str, value: float) -> str:
+    """A value as people read it, three digits, without its unit: `12.3`."""
+    return digits(value * METRICS[metric].factor) if math.isfinite(value) else NOTHING
+
+
 def shown(metric: str, value: float) -> str:
-    """A value in the unit that people read, three digits: `12.3 ms`."""
-    how = METRICS[metric]
-    return f"{digits(value * how.factor)}{how.unit}" if math.isfinite(value) else NOTHING
+    """A value in the unit that people read: `12.3 ms`."""
+    return f"{number(metric, value)}{METRICS[metric].unit}" if math.isfinite(value) else NOTHING
 
 
 def shown_error(metric: str, error: float) -> str:
-    """An error with its sign: `+1.2 %`, or `-0.4 points` for a share."""
+    """An error with its sign: `+1.2 %`, or `-0.4 pt` (percentage points) for a share; `0.0 %` has none."""
     if not math.isfinite(error):
         return NOTHING
-    return f"{100 * error:+.1f} {'points' if METRICS[metric].is_share else '%'}"
+    percent = round(100 * error, 1)
+    return f"{f'{percent:+.1f}' if percent else '0.0'} {'pt' if METRICS[metric].is_share else '%'}"
 
 
 def shown_spread(metric: str, low: float, high: float) -> str:
     """The least and the most: `11.9 to 12.8 ms`, and one value where they read the same."""
-    least, most = shown(metric, low), shown(metric, high)
-    return most if least == most else f"{least.removesuffix(METRICS[metric].unit)} to {most}"
+    least, most = number(metric, low), shown(metric, high)
+    return most if shown(metric, low) == most else f"{least} to {most}"
 
 
 def listed(parts: Sequence[str]) -> str:

@@ -39,9 +39,7 @@ def serve(stage: Stage, arrivals_s: Floats, device: Device, host: Host) -> Repli
 class ReplicaAhead:
     """A replica that has read the schedule. `env.process(replica.run())`, then `log()` when that has ended."""
 
-    def __init__(
-        self, stage: Stage, env: Environment, device: Device, host: Host, arrivals_s: Floats
-    ) -> None:
+    def __init__(self, stage: Stage, env: Environment, device: Device, host: Host, arrivals_s: Floats) -> None:
         self._env, self._device, self._host = env, device, host
         self._batching, self._admission = stage.batching, stage.admission
         self._arrivals_s = arrivals_s
@@ -98,7 +96,10 @@ class ReplicaAhead:
         max_queue, deadline_s = self._admission.max_queue_length, self._admission.deadline_s
         between_s = self._host.between_batches_s
         arrivals = self._listed_s = self._arrivals_s.tolist()
-        count, admitted, started, finished, sizes = len(arrivals), self._admitted_s, [], [], []
+        count, admitted = len(arrivals), self._admitted_s
+        started: list[float] = []
+        finished: list[float] = []
+        sizes: list[int] = []
         self._started_s, self._finished_s, self._sizes = started, finished, sizes
         head = next_ = 0
         now, others_s = -inf, env.peek()

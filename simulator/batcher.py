@@ -40,9 +40,7 @@ class Batcher:
     may ride along. A taker that was never asleep loses nothing.
     """
 
-    def __init__(
-        self, batching: Batching, admission: Admission, env: Environment, wake_s: float = 0.0
-    ) -> None:
+    def __init__(self, batching: Batching, admission: Admission, env: Environment, wake_s: float = 0.0) -> None:
         self._batching = batching
         self._max_queue_length = admission.max_queue_length
         self._env = env
@@ -116,9 +114,7 @@ class Batcher:
         at_s = max(self._leaves_at_s(), self._env.now) + self._wake_s
         if at_s < self._alarm_s:
             self._alarm_s = at_s
-            alarm = At(self._env, at_s, LATE)
-            assert alarm.callbacks is not None
-            alarm.callbacks.append(self._ring)
+            At(self._env, at_s, LATE).add_callback(self._ring)
 
     def _ring(self, _: Event) -> None:
         """An alarm that was set earlier since, or was for a batch that another taker took first, wakes nobody."""

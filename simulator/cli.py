@@ -1,7 +1,151 @@
-"""The verbs of simulator."""
+"""The verbs of the simulator: simulate."""
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
+from stages.terminal import (
+    Exit,
+    JsonOption,
+    SetOption,
+    StageArgument,
+    err,
+    fail,
+    out,
+    overrides,
+    print_json,
+    teaching,
+)
+
+if TYPE_CHECKING:
+    from stages.calibration import Calibration
+    from stages.spec import Stage
+
 app = typer.Typer()
+
+NO_CALIBRATION = (
+    "No calibration: the host is taken to need no time at all, so that latencies are too low by what sockets, "
+    "decoding and threads cost. Give one with --calibration; `rung calibrate` makes it."
+)
+
+
+@app.command()
+def simulate(
+    stage: StageArgument,
+    set_: SetOption = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Stands in for traffic.seed.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What this machine costs, from `rung calibrate`.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="RPS", help="Mean arrival rate in requests per second; the shape stays.")
+    ] = None,
+    duration: Annotated[float | None, typer.Option(metavar="S", help="Stands in for traffic.duration_s.")] = None,
+    out_: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Write the records there, as Parquet.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Predict a run of a stage: its traffic through its policies on a virtual clock."""
+    from simulator import run
+    from stages import metrics, records
+
+    with teaching():
+        resolved = _stage(stage, overrides(set_), rate, duration)
+    measured = _calibration(calibration)
+    try:
+        capacity_rps = run.capacity_rps(resolved, measured)
+    except ValueError as error:
+        fail(f"{resolved.name}: {error}", Exit.MISUSED)
+    started = time.perf_counter()
+    with teaching(), err.status(f"Simulating {resolved.name} …"):  # a trace is read only now
+        predicted = run.simulate(resolved, calibration=measured, seed=seed)
+    wall_s = time.perf_counter() - started
+    count = predicted.requests.height
+    result: dict[str, Any] = {
+        "stage": resolved.name,
+        "device": predicted.replicas["device"][0],
+        "seed": resolved.traffic.seed if seed is None else seed,
+        "window_s": predicted.window_s,
+        "requests": count,
+        "rate_rps": count / predicted.window_s,
+        "capacity_rps": capacity_rps,
+        "metrics": metrics.summarise(predicted, resolved.slo.latency_s),
+        "notes": _notes(resolved, measured, count / predicted.window_s, capacity_rps),
+        "wall_s": wall_s,
+        "simulated_rps": count / wall_s,
+        "out": None if out_ is None else str(out_),
+    }
+    if out_ is not None:
+        records.write(predicted, out_)
+    print_json(result) if json_ else _print(resolved, result)
+
+
+def _stage(name: str, given: dict[str, Any], rate_rps: float | None, duration_s: float | None) -> Stage:
+    from stages.spec import load_stage
+    from stages.traffic import at_rate
+
+    if duration_s is not None:
+        given["traffic.duration_s"] = duration_s
+    stage = load_stage(name, given)
+    if rate_rps is None:
+        return stage
+    try:
+        return stage.model_copy(update={"traffic": at_rate(stage.traffic, rate_rps)})
+    except ValueError as error:
+        fail(f"--rate {rate_rps:g}: {error}", Exit.MISUSED)
+
+
+def _calibration(path: Path | None) -> Calibration | None:
+    from pydantic import ValidationError
+
+    from stages import calibration
+
+    if path is None:
+        return None
+    try:
+        return calibration.read(path)
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        reason = f"{error.error_count()} keys are not a calibration's" if isinstance(error, ValidationError) else error
+        fail(
+            f"--calibration {path}: must be a file that `rung calibrate` wrote ({reason}). "
+            "Nothing was simulated. Run `rung calibrate` again, or leave it out.",
+            Exit.MISUSED,
+        )
+
+
+def _notes(stage: Stage, calibration: Calibration | None, offered_rps: float, capacity_rps: float) -> list[str]:
+    from simulator.run import beyond_calibration
+
+    notes = [NO_CALIBRATION] if calibration is None else beyond_calibration(stage, calibration)
+    if offered_rps > capacity_rps and stage.traffic.loop == "open":
+        notes.append(
+            f"{offered_rps:.1f} requests per second are more than the capacity of {capacity_rps:.1f}: "
+            "the queue fills and the rest is refused."
+        )
+    return notes
+
+
+def _print(stage: Stage, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{stage.title}, predicted", title_justify="left", caption_justify="left")
+    table.add_column("metric")
+    table.add_column("predicted", justify="right")
+    for name, value in result["metrics"].items():
+        table.add_row(name, f"{value:.5g}")
+    out.print(f"[bold]{stage.name}[/bold] on {result['device']}, seed {result['seed']}")
+    out.print(
+        f"{result['requests']:,} requests in {result['window_s']:g} s, {result['rate_rps']:.1f} per second; "
+        f"capacity {result['capacity_rps']:.1f} per second"
+    )
+    out.print(table)
+    for note in result["notes"]:
+        out.print(f"[yellow]![/yellow] {note}")
+    out.print(f"{result['simulated_rps']:,.0f} simulated requests per second ({result['wall_s']:.3f} s).")
+    if result["out"] is not None:
+        out.print(f"Records are in {result['out']}")

@@ -9,6 +9,8 @@ running stack has the wall clock, where two things never happen at once.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from simpy import Environment, Event
 from simpy.events import NORMAL, EventPriority
@@ -24,13 +26,20 @@ class At(Event):
     """
 
     def __init__(self, env: Environment, time_s: float, priority: EventPriority = NORMAL) -> None:
-        super().__init__(env)
         now_s = env.now
         delay_s = time_s - now_s
         if delay_s < 0:
             raise ValueError(f"an event at {time_s} s cannot be scheduled at {now_s} s")
         if now_s + delay_s != time_s:
             delay_s = math.nextafter(delay_s, math.inf if now_s + delay_s < time_s else 0.0)
-        self._ok = True
+        # As in simpy.Timeout: the fields of an event that has its value, without a call for each.
+        self.env = env
+        self.callbacks = []
         self._value = None
+        self._ok = True
         env.schedule(self, priority, delay_s)
+
+    def add_callback(self, call: Callable[[Event], Any]) -> None:
+        """Has `call` called when the event fires; it has not fired yet."""
+        assert self.callbacks is not None
+        self.callbacks.append(call)

@@ -101,7 +101,8 @@ def open_device(
     Raises ValueError, in words, when nothing says how long its batches take.
     """
     seed = stage.traffic.seed if seed is None else seed
-    return Device(device_label(stage), FromQuantiles(service_quantiles(stage, calibration), Draws(seed, "service", number)))
+    times = FromQuantiles(service_quantiles(stage, calibration), Draws(seed, "service", number))
+    return Device(device_label(stage), times)
 
 
 def service_quantiles(stage: Stage, calibration: Calibration | None) -> dict[int, Quantiles]:

@@ -46,7 +46,7 @@ class Draws:
 class Quantiles:
     """Seconds whose distribution is given by evenly spaced quantiles, straight lines between them."""
 
-    def __init__(self, quantiles_s: Sequence[float]) -> None:
+    def __init__(self, quantiles_s: Sequence[float] | Floats) -> None:
         low = np.asarray(quantiles_s, dtype=np.float64)
         self.fixed_s = float(low[0]) if low.size == 1 else None  # one quantile: no chance in it
         self._last = low.size - 1

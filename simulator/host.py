@@ -42,9 +42,7 @@ class Host:
 
     def arrival_s(self, request: int, scheduled_s: float) -> float:
         """`arrivals_s` one by one: when the request that is sent next is in the replica."""
-        self._last_arrival_s = max(
-            self._last_arrival_s, scheduled_s + self._send.one(self._send_draws, request)
-        )
+        self._last_arrival_s = max(self._last_arrival_s, scheduled_s + self._send.one(self._send_draws, request))
         return self._last_arrival_s
 
     def answers_s(self, finished_s: Floats, batch: Ints, place: Ints) -> Floats:

@@ -81,9 +81,7 @@ def to_records(
         "batch_size": _for_served(log, scheduled_s.size, log.sizes[batch]),
     }
     end_s = max(window_s, float(replied_s.max(initial=0.0)), float(log.finished_s.max(initial=0.0)))
-    return Records(
-        pl.DataFrame(requests, schema=REQUESTS), _batches(log), _replica(device_label, end_s), window_s
-    )
+    return Records(pl.DataFrame(requests, schema=REQUESTS), _batches(log), _replica(device_label, end_s), window_s)
 
 
 def _places(sizes: Ints) -> tuple[Ints, Ints]:

@@ -130,7 +130,7 @@ def key(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
         ncols=len(labels),
         frameon=False,
         fontsize=10,
-        handlelength=2.6,
+        handlelength=2.4,
         columnspacing=1.6,
         borderaxespad=0.0,
         borderpad=0.2,

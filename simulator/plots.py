@@ -235,10 +235,11 @@ def _measured_points(axes: Axes, points: pl.DataFrame, colour: str, marker: str,
     middle = points["measured"].to_numpy() * 1e3
     below = np.maximum(middle - points["spread_low"].to_numpy() * 1e3, 0.0)
     above = np.maximum(points["spread_high"].to_numpy() * 1e3 - middle, 0.0)
-    look: dict[str, Any] = {"markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.6, "zorder": 3}
-    bars: dict[str, Any] = {"capsize": 5, "elinewidth": 1.6, "capthick": 1.6}
     spread = np.nan_to_num(np.stack([below, above]))
-    axes.errorbar(rates, middle, spread, color=colour, fmt=marker, label=f"measured {name}", **look, **bars)
+    bars: dict[str, Any] = {"capsize": 5, "elinewidth": 1.6, "capthick": 1.6, "zorder": 3}
+    axes.errorbar(rates, middle, spread, color=colour, fmt="none", label=f"spread {name}", **bars)
+    look: dict[str, Any] = {"markersize": 6.8, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    axes.plot(rates, middle, marker, color=colour, zorder=3.5, label=f"measured {name}", **look)
 
 
 def _name_the_curves(axes: Axes, curve: pl.DataFrame, taken_rps: Floats) -> None:
@@ -255,7 +256,7 @@ def _name_the_curves(axes: Axes, curve: pl.DataFrame, taken_rps: Floats) -> None
     at = int(gaps.argmax())
     for (percentile, (colour, _, _)), column in zip(PERCENTILES.items(), columns, strict=True):
         place = (float(rates[at]), float(column[at]) * 1e3)
-        look: dict[str, Any] = {"color": colour, "fontsize": 12.5, "fontweight": "bold", "zorder": 4}
+        look: dict[str, Any] = {"color": colour, "fontsize": 12, "fontweight": "bold", "zorder": 4}
         text = axes.annotate(f"p{percentile}", place, ha="center", va="center", **look)
         text.set_path_effects([patheffects.withStroke(linewidth=4, foreground="white")])
 
@@ -287,7 +288,7 @@ def _hockey_stick_key(figure: Figure, has_void: bool) -> None:
     point = figure.axes[0].errorbar([], [], [], color=GREY, fmt="o", markersize=5, capsize=3.5, label="_key")
     ring = Line2D([], [], color=GREY, marker="o", markersize=11, markerfacecolor="none", linestyle="none")
     handles = [Line2D([], [], color=GREY, linewidth=2.2), ring, point]
-    labels = ["predicted", "predicted, same arrivals", "measured: median, bar from least to most"]
+    labels = ["predicted", "predicted, same arrivals", "measured: median, least to most"]
     if has_void:
         handles.append(Line2D([], [], color=GREY, marker="x", linestyle="none"))
         labels.append("void run")

@@ -82,7 +82,7 @@ def _arrive(env: Environment, replica: Replica, arrivals_s: Floats) -> Generator
 
 
 class Users:
-    """A closed loop: each user thinks, sends, and waits for the reply or until patience ends, for as long as traffic lasts."""
+    """A closed loop: each user thinks, sends, waits for the reply or gives up, and thinks again while traffic lasts."""
 
     def __init__(self, stage: Stage, device: Device, host: Host, seed: int) -> None:
         self._traffic, self._host, self._seed = stage.traffic, host, seed
@@ -132,9 +132,7 @@ class Users:
             back.succeed()
 
     def _at(self, time_s: float, call: Callable[[], object]) -> None:
-        callbacks = At(self._env, time_s).callbacks
-        assert callbacks is not None
-        callbacks.append(lambda _: call())
+        At(self._env, time_s).add_callback(lambda _: call())
 
 
 def capacity_rps(stage: Stage, calibration: Calibration | None = None) -> float:

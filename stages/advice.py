@@ -18,8 +18,7 @@ _UNIT_OF_KEY = {
 }
 
 _NO_RATE = ("Nothing would arrive.", "Give the rate in requests per second.")
-_NEGATIVE_RATE = ("Fewer than no requests cannot arrive.", "Use 0 for no traffic, or a rate above it.")
-_NO_TIME = ("The rate would have no time to change in.", "Give it in seconds.")
+_NEGATIVE_RATE = ("A rate cannot be negative, and has no default.", "Use 0.0 for no traffic.")
 
 # Dotted key → (consequence, what to do) when the key is missing, too low or not one of the choices.
 ADVICE: dict[str, tuple[str, str]] = {
@@ -29,16 +28,13 @@ ADVICE: dict[str, tuple[str, str]] = {
     "grown_from": ("`rung stages` shows it.", "Say in a few words where the stage comes from."),
     "overload": ("It says that more may arrive than can be served.", "Write overload = true, or leave it out."),
     "model": ("There would be nothing to serve.", 'Write [model] with name = "digits".'),
-    "model.name": (
-        "There is no such model to serve.",
-        "Pick one of those, or add yours in reference_apps/models/.",
-    ),
+    "model.name": ("It says what is served.", 'Use "digits" to begin with, or add yours in reference_apps/models/.'),
     "model.version": ("Every answer names the version that gave it.", 'Write version = "1".'),
     "model.weights": ("The model would have no weights.", "Give the path of a .safetensors file."),
     "model.image_size_px": ("resnet50 halves an image five times.", "Use 224 as ImageNet does."),
     "device": ("The model would have nowhere to run.", 'Write [device] with kind = "cpu".'),
     "device.kind": (
-        "No other kind of device can run a batch.",
+        "It says what runs the batches.",
         'Use "emulated" with a profile to keep the pace of a GPU on a laptop.',
     ),
     "device.profile": (
@@ -91,10 +87,10 @@ ADVICE: dict[str, tuple[str, str]] = {
     "traffic.rate.rate_rps_start": _NEGATIVE_RATE,
     "traffic.rate.rate_rps_end": _NEGATIVE_RATE,
     "traffic.rate.rate_rps_after": _NEGATIVE_RATE,
-    "traffic.rate.step_at_s": _NO_TIME,
+    "traffic.rate.step_at_s": ("It says when the rate changes.", "Give it in seconds from the start of the run."),
     "traffic.rate.spike_factor": ("The spike would bring no traffic at all.", "Use 8.0 for eight times the rate."),
-    "traffic.rate.spike_start_s": _NO_TIME,
-    "traffic.rate.spike_duration_s": _NO_TIME,
+    "traffic.rate.spike_start_s": ("It says when the rate changes.", "Give it in seconds from the start of the run."),
+    "traffic.rate.spike_duration_s": ("The spike would take no time.", "Give it in seconds."),
     "traffic.rate.amplitude": ("Noon would be quieter than midnight.", "Use 0.8, or 0.0 for no swing."),
     "traffic.rate.period_s": ("A day must take some time.", "Use 86400.0, or less for shorter days."),
     "traffic.rate.path": ("There would be no trace to replay.", "Give its path, seen from the stage file."),
@@ -113,14 +109,14 @@ ADVICE: dict[str, tuple[str, str]] = {
     "traffic.think_time_s": ("A user cannot ask before the reply is there.", "Use 1.0, or 0.0 to ask at once."),
     "traffic.timeout_s": ("Clients would give up before any answer.", "Use 10.0."),
     "traffic.input_format": ("Inputs are sent in no other form.", 'Use "raw" for the least work on the host.'),
-    "slo": ("Goodput is what keeps a promise, and there would be none.", "Write [slo] with latency_s."),
-    "slo.latency_s": ("No answer could be good enough.", "Use 0.1."),
-    "slo.share": ("A promise to nobody is kept by every service.", "Use 0.95."),
+    "slo": ("Goodput needs a promise to be held to.", "Write [slo] with latency_s."),
+    "slo.latency_s": ("Goodput counts the answers within it.", "Use 0.1 for a tenth of a second."),
+    "slo.share": ("A promise to nobody is kept by every service.", "Use 0.95 for 95 %."),
 }
 
 # The same for values that are too high, where more can be said than that it must be a slip.
 TOO_HIGH: dict[str, tuple[str, str]] = {
-    "slo.share": ("No service keeps a promise to every single request.", "Use 0.95."),
+    "slo.share": ("No service keeps a promise to every single request.", "Use 0.95 for 95 %."),
     "traffic.rate.amplitude": ("The rate would fall below zero at night.", "Use 0.8."),
     "admission.max_queue_length": (
         "So long a queue turns overload into minutes of latency.",
@@ -134,6 +130,13 @@ def unit(key: str) -> str:
     last = key.rsplit(".", 1)[-1]
     by_ending = (words for ending, words in _UNIT_OF_ENDING.items() if last.endswith(ending))
     return _UNIT_OF_KEY.get(last) or next(by_ending, "")
+
+
+def amount(number: float, key: str) -> str:
+    """A number with the unit of its key, which is in the singular for 1."""
+    text = str(number) if isinstance(number, int) else f"{number:.12g}"
+    first, *rest = unit(key).split(" ")
+    return " ".join([text, first.removesuffix("s") if number == 1 else first, *rest]).rstrip()
 
 
 def too_high(key: str) -> tuple[str, str]:

@@ -1,7 +1,188 @@
-"""The verbs of stages."""
+"""The verbs of the ground floor: stages, show, devices."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
+from stages.terminal import (
+    Exit,
+    JsonOption,
+    SetOption,
+    StageArgument,
+    fail,
+    out,
+    overrides,
+    print_json,
+    teaching,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from stages.catalogue import Profile
+    from stages.spec import Stage
+
 app = typer.Typer()
+
+
+@app.command()
+def stages(json_: JsonOption = False) -> None:
+    """List the stages: the question that each answers, and what it carries."""
+    from stages.spec import load_stage, stage_files
+
+    with teaching():
+        rows = [_overview(load_stage(name)) for name in stage_files()]
+    if json_:
+        print_json(rows)
+        return
+    table = _table("stage", "the question it answers", "device", "requests/s", "grown from")
+    table.columns[0].no_wrap = True
+    table.columns[3].justify = "right"
+    for row in rows:
+        capacity = "measure it" if row["capacity_rps"] is None else f"{row['capacity_rps']:.1f}"
+        table.add_row(row["name"], row["question"], row["device"], capacity, row["grown_from"])
+    out.print(table, soft_wrap=False)
+
+
+@app.command()
+def show(stage: StageArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+    """Print a stage with every key that counts, as a file that can be loaded again, and what it amounts to."""
+    import tomllib
+
+    from stages.spec import load_stage, stage_toml
+
+    with teaching():
+        resolved = load_stage(stage, overrides(set_))
+        text, overview = stage_toml(resolved), _overview(resolved)
+    if json_:
+        print_json({**overview, "stage": tomllib.loads(text)})
+        return
+    text += "".join(f"\n# {line}" for line in _summary(resolved, overview))
+    if out.is_terminal:
+        from rich.syntax import Syntax
+
+        out.print(Syntax(text, "toml", background_color="default"))
+    else:
+        out.print(text, markup=False, highlight=False)
+
+
+@app.command()
+def devices(
+    profile: Annotated[
+        str | None, typer.Argument(metavar="[PROFILE]", help="A profile's name; all of them without it.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """List the devices that can be emulated, or the service times of one."""
+    from stages.catalogue import profiles
+    from stages.problems import did_you_mean
+
+    known = profiles()
+    if profile is not None and profile not in known:
+        remedy = did_you_mean(profile, known, "List them with `rung devices`.")
+        fail(f"{profile}: is no profile of the device catalogue. {remedy}", Exit.MISUSED)
+    if json_:
+        shown = known.values() if profile is None else (known[profile],)
+        print_json([_described(each) for each in shown])
+    elif profile is None:
+        _print_profiles(list(known.values()))
+    else:
+        _print_profile(known[profile])
+
+
+def _table(*headers: str) -> Table:
+    """A table that folds what is too wide for the terminal, and cuts nothing off."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    return table
+
+
+def _overview(stage: Stage) -> dict[str, Any]:
+    """What a stage is and carries, in plain values."""
+    from stages.capacity import emulated_capacity
+    from stages.spec import mean_rate_rps
+
+    capacity, rate_rps = emulated_capacity(stage.device, stage.batching), mean_rate_rps(stage.traffic)
+    return {
+        "name": stage.name,
+        "title": stage.title,
+        "question": stage.question,
+        "device": " ".join(filter(None, (stage.device.kind, stage.device.profile))),
+        "capacity_rps": None if capacity is None else capacity.rps,
+        "rate_rps": rate_rps,
+        "load": None if capacity is None or rate_rps is None else rate_rps / capacity.rps,
+        "grown_from": stage.grown_from,
+    }
+
+
+def _summary(stage: Stage, overview: dict[str, Any]) -> list[str]:
+    from stages.capacity import emulated_capacity
+
+    capacity, traffic, load = emulated_capacity(stage.device, stage.batching), stage.traffic, overview["load"]
+    lines = [f"Capacity: {capacity or 'not known until `rung calibrate` has measured this device'}"]
+    if overview["rate_rps"] is None:
+        lines.append(f"Traffic: {traffic.users} users, who think for {traffic.think_time_s:g} s between requests")
+        return lines
+    requests = overview["rate_rps"] * traffic.duration_s
+    lines.append(
+        f"Traffic: {overview['rate_rps']:.1f} requests per second on average, "
+        f"about {requests:.0f} in {traffic.duration_s:g} s"
+    )
+    if load is not None:
+        lines.append(f"Load: {load:.2f} of the capacity{' (overload)' if load >= 1 else ''}")
+    return lines
+
+
+def _described(profile: Profile) -> dict[str, Any]:
+    batch_size, throughput_ips = _best(profile)
+    return {
+        "profile": profile.name,
+        "device": profile.device,
+        "model": profile.model,
+        "precision": profile.precision,
+        "framework": profile.framework,
+        "batch_sizes": list(profile.batch_sizes),
+        "service_times_s": list(profile.service_times_s),
+        "throughput_ips_best": throughput_ips,
+        "batch_size_best": batch_size,
+        "source": profile.source,
+    }
+
+
+def _best(profile: Profile) -> tuple[int, float]:
+    """The measured batch size of the highest throughput, and that in items per second."""
+    throughputs = (n / t for n, t in zip(profile.batch_sizes, profile.service_times_s, strict=True))
+    throughput_ips, batch_size = max(zip(throughputs, profile.batch_sizes, strict=True))
+    return batch_size, throughput_ips
+
+
+def _print_profiles(profiles: list[Profile]) -> None:
+    table = _table("profile", "device, model, precision, framework", "batches", "best items/s")
+    table.columns[0].no_wrap = True
+    table.columns[3].justify = "right"
+    for each in profiles:
+        batch_size, throughput_ips = _best(each)
+        sizes = f"{each.batch_sizes[0]} to {each.batch_sizes[-1]}"
+        best = f"{throughput_ips:.0f} at {batch_size}"
+        what = ", ".join((each.device, each.model, each.precision, each.framework))
+        table.add_row(each.name, what, sizes, best)
+    out.print(table, soft_wrap=False)
+    out.print("Service times and source of one: `rung devices PROFILE`.", highlight=False)
+
+
+def _print_profile(profile: Profile) -> None:
+    table = _table("batch size", "service time (ms)", "items/s")
+    for column in table.columns:
+        column.justify = "right"
+    for n, service_time_s in zip(profile.batch_sizes, profile.service_times_s, strict=True):
+        table.add_row(str(n), f"{service_time_s * 1000:.3f}", f"{n / service_time_s:.1f}")
+    out.print(f"{profile.name}: {profile.model}, {profile.precision}, {profile.framework}, on {profile.device}")
+    out.print(table, soft_wrap=False)
+    out.print("Between these sizes service times are interpolated linearly; beyond the last they are refused.")
+    out.print(f"Source: {profile.source}", highlight=False)

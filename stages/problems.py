@@ -16,7 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from stages.advice import ADVICE, too_high, unit
+from stages.advice import ADVICE, amount, too_high, unit
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,7 @@ def from_pydantic(model: type[BaseModel], errors: Iterable[ErrorDetails]) -> Ite
         kind, context, value = error["type"], error.get("ctx", {}), error.get("input")
         match kind:
             case "extra_forbidden":
-                last, known = key.rsplit(".", 1)[-1], owner.model_fields
-                remedy = did_you_mean(last, known, f"The keys here are {', '.join(known)}.")
-                yield Problem(key, "is no key of a stage", None, "Nothing would read it.", remedy)
+                yield _unknown_key(key, owner)
             case "missing":
                 yield Problem(key, "is required", None, *ADVICE[key])
             case "union_tag_not_found":
@@ -91,15 +89,23 @@ def from_pydantic(model: type[BaseModel], errors: Iterable[ErrorDetails]) -> Ite
             case "literal_error":
                 yield _not_a_choice(key, re.findall(r"'([^']*)'", context["expected"]), value)
             case "less_than" | "less_than_equal":
-                yield Problem(key, _bound(kind, context, unit(key)), shown(value), *too_high(key))
+                yield Problem(key, _bound(kind, context, key), shown(value), *too_high(key))
             case "greater_than" | "greater_than_equal":
-                yield Problem(key, _bound(kind, context, unit(key)), shown(value), *ADVICE[key])
+                yield Problem(key, _bound(kind, context, key), shown(value), *ADVICE[key])
             case "string_too_short":
                 yield Problem(key, "must not be empty", shown(value), *ADVICE[key])
             case "string_pattern_mismatch":
                 yield Problem(key, "must be lower-case words joined by hyphens", shown(value), *ADVICE[key])
             case _:
                 yield _wrong_type(key, kind, value)
+
+
+def _unknown_key(key: str, owner: type[BaseModel]) -> Problem:
+    known = owner.model_fields
+    shape = get_args(known["shape"].annotation)[0] if "shape" in known else None
+    rule = f'is no key of the shape "{shape}"' if shape else "is no key of a stage"
+    remedy = did_you_mean(key.rsplit(".", 1)[-1], known, f"The keys here are {', '.join(known)}.")
+    return Problem(key, rule, None, "Nothing would read it.", remedy)
 
 
 def _not_a_choice(key: str, choices: list[str], value: Any) -> Problem:
@@ -110,7 +116,7 @@ def _not_a_choice(key: str, choices: list[str], value: Any) -> Problem:
     return Problem(key, f"must be {', '.join(others)} or {last}", shown(value), consequence, remedy)
 
 
-def _bound(kind: str, context: dict[str, Any], unit: str) -> str:
+def _bound(kind: str, context: dict[str, Any], key: str) -> str:
     words = {
         "greater_than": ("gt", "greater than"),
         "greater_than_equal": ("ge", "at least"),
@@ -118,27 +124,27 @@ def _bound(kind: str, context: dict[str, Any], unit: str) -> str:
         "less_than_equal": ("le", "at most"),
     }
     name, phrase = words[kind]
-    limit = context[name]
-    number = str(limit) if isinstance(limit, int) else f"{limit:.12g}"
-    return f"must be {phrase} {number} {unit}".rstrip()
+    return f"must be {phrase} {amount(context[name], key)}"
 
 
 def _wrong_type(key: str, kind: str, value: Any) -> Problem:
     of = f" of {unit(key)}" if unit(key) else ""
     match kind:
         case "int_type" | "int_from_float" | "int_parsing_size":
-            rule, remedy = f"must be a whole number{of}", "Write digits alone."
-        case "float_type" | "finite_number":
-            rule, remedy = f"must be a finite number{of}", "Write a number without quotes."
+            rule, remedy = f"must be a whole number{of}", "Write it without a decimal point or quotes."
+        case "float_type":
+            rule, remedy = f"must be a number{of}", "Write it without quotes and without its unit."
+        case "finite_number":
+            rule, remedy = f"must be a finite number{of}", "Write one."
         case "bool_type":
-            rule, remedy = "must be true or false", "Write it without quotes."
+            rule, remedy = "must be true or false", "Write one of the two, without quotes."
         case "string_type":
             rule, remedy = "must be a text", "Write it in quotes."
         case "model_type" | "model_attributes_type" | "dict_type":
             rule, remedy = "must be a table", f"Write [{key}] and its keys on the lines below."
         case _:
             rule, remedy = f"is not valid ({kind.replace('_', ' ')})", "Compare with `rung show single-vm`."
-    return Problem(key, rule, shown(value), "Values are not converted: a slip would pass for a choice.", remedy)
+    return Problem(key, rule, shown(value), "Values are never converted silently.", remedy)
 
 
 def _locate(model: type[BaseModel], path: list[str]) -> tuple[type[BaseModel], str]:

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stages import catalogue, unread
+from stages.capacity import emulated_capacity
 from stages.problems import Problem, StageError, did_you_mean, shown
 from stages.spec import (
     Admission,
@@ -27,7 +28,6 @@ from stages.spec import (
     Table,
     TraceRate,
     Traffic,
-    capacity_rps,
     mean_rate_rps,
 )
 
@@ -121,7 +121,7 @@ def batch_fits_profile(device: Device, batching: Batching) -> Iterator[Problem]:
             "batching.max_batch_size",
             f"must be at most {profile.max_batch_size} requests on {profile.name}",
             str(batching.max_batch_size),
-            "Larger batches were not measured, and a guess would not be said to be one.",
+            "Larger batches were not measured, and service times are not guessed.",
             "Lower it, or pick another profile out of `rung devices`.",
         )
 
@@ -230,7 +230,7 @@ def run_has_requests(traffic: Traffic) -> Iterator[Problem]:
     if requests > _ARRIVALS_MAX:
         yield Problem(
             "traffic.rate",
-            f"must bring at most {_ARRIVALS_MAX} requests in traffic.duration_s",
+            f"must bring at most {_ARRIVALS_MAX:,} requests in traffic.duration_s",
             got,
             "The schedule is made before the run, and would not fit into memory.",
             "Lower the rate, or shorten the run.",
@@ -239,20 +239,11 @@ def run_has_requests(traffic: Traffic) -> Iterator[Problem]:
 
 def rate_is_below_capacity(device: Device, batching: Batching, traffic: Traffic, overload: Any) -> Iterator[Problem]:
     """More work than the device can do is an error with its arithmetic, unless the stage says that it is meant."""
-    profile, rate_rps = catalogue.profiles().get(device.profile or ""), _mean_rate_rps(traffic)
-    largest = batching.max_batch_size
-    if overload is True or profile is None or rate_rps is None or largest > profile.max_batch_size:
-        return
-    capacity = capacity_rps(profile.service_time_s, largest) / device.slowdown
-    if rate_rps >= capacity:
-        best = max(range(1, largest + 1), key=lambda n: n / profile.service_time_s(n))
-        time_s = profile.service_time_s(best) * device.slowdown
-        slower = f" at slowdown {device.slowdown:g}" if device.slowdown != 1 else ""
-        batches = "one request at a time" if best == 1 else f"batches of {best}"
+    capacity, rate_rps = emulated_capacity(device, batching), _mean_rate_rps(traffic)
+    if overload is not True and capacity is not None and rate_rps is not None and rate_rps >= capacity.rps:
         yield Problem(
             "traffic.rate",
-            f"must be below {capacity:.1f} requests per second on average, which is what {profile.name}{slower} "
-            f"carries: {batches} in {time_s * 1000:.3f} ms, {best} / {time_s:.6f} s",
+            f"must on average be below the capacity of {capacity}",
             f"{rate_rps:.1f}",
             "The queue would grow until it is full, and the rest would be refused.",
             "Lower the rate, raise batching.max_batch_size, or write overload = true if that is what you study.",

@@ -297,7 +297,8 @@ def _read(path: Path) -> dict[str, Any]:
         problem = Problem("file", "must describe a stage", "an empty file", unread, _EXAMPLE)
     except tomllib.TOMLDecodeError as error:
         reason, _, place = str(error).removesuffix(")").partition(" (at ")
-        problem = Problem(place or "file", "must be TOML", f"'{reason}'", unread, "Mend that place.")
+        rule = f"is no TOML: {reason[:1].lower()}{reason[1:]}"
+        problem = Problem(place or "file", rule, None, unread, "Mend that place.")
     except UnicodeDecodeError:
         problem = Problem("file", "must be a text in UTF-8", "other bytes", unread, _EXAMPLE)
     except OSError as error:

@@ -117,7 +117,8 @@ def replay(rate: TraceRate, duration_s: float, *, seed: int) -> Times | Counts:
         replayed = Counts(np.append(edges_s[:-1][kept], duration_s), rates_rps)
         empty = not replayed.rates_rps.any()
     if empty:
-        rule = f"must have requests in the {duration_s:g} seconds that are replayed"
+        end_s = rate.start_s + duration_s / rate.time_scale
+        rule = f"must have requests from second {rate.start_s:g} to {end_s:g}, which the run replays"
         remedy = "Move traffic.rate.start_s, lengthen traffic.duration_s or raise traffic.rate.rate_scale."
         raise _refusal(Path(rate.path), rule, "none", remedy)
     return replayed
@@ -215,7 +216,7 @@ def _times_s(path: Path, frame: pl.DataFrame, column: str) -> Floats:
 
 def _check_lines(path: Path, frame: pl.DataFrame, column: str, good: pl.Series, what: str) -> None:
     if frame.is_empty():
-        raise _refusal(path, "must have a line for each request", "column names alone", "Use another file.")
+        raise _refusal(path, "must have a line for each request", "nothing below the column names", "Use another file.")
     bad = frame.filter(~good.fill_null(False))
     if not bad.is_empty():
         rule, text = f"line {bad['line'][0]} must have {what} in column {column}", bad[column][0]

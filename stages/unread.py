@@ -54,8 +54,9 @@ def of_device(device: Device) -> Iterator[Unread]:
     """The keys of [device] that nothing reads."""
     if device.kind != "emulated":
         owner, remedy = 'device.kind "emulated"', 'Remove it, or set device.kind = "emulated".'
-        yield Unread("device.profile", device, owner, f'A "{device.kind}" device is timed as it runs.', remedy)
-        yield Unread("device.slowdown", device, owner, f'A "{device.kind}" device runs at its own pace.', remedy)
+        consequence = f'A "{device.kind}" device runs at its own pace.'
+        yield Unread("device.profile", device, owner, consequence, remedy)
+        yield Unread("device.slowdown", device, owner, consequence, remedy)
 
 
 def of_traffic(traffic: Traffic) -> Iterator[Unread]:
@@ -74,7 +75,9 @@ def of_traffic(traffic: Traffic) -> Iterator[Unread]:
             yield unread(name, 'traffic.loop "closed"', "In an open loop nobody waits for a reply.", remedy)
         if _names_each_arrival(traffic):
             for name in ("arrivals", "coefficient_of_variation"):
-                yield unread(name, "rates", "The trace itself says when each request comes.", "Remove it.")
+                yield unread(
+                    name, "rates and traces of counts", "This trace says when each request comes.", "Remove it."
+                )
         elif traffic.arrivals != "gamma":
             consequence = f'The spread of "{traffic.arrivals}" gaps is fixed.'
             remedy = 'Remove it, or set traffic.arrivals = "gamma".'

@@ -1,0 +1,55 @@
+# rung: every target that a person types. `make` lists them.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Wheels only, quietly, at the versions that were tested.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check measured bench-simulator bench-device clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/ready  ## make .venv with what running needs
+	@echo "Ready: $(BIN)/rung --help"
+
+demo: .venv/ready  ## load a real service, predict it, compare the two: about a minute, after the first time
+	@$(BIN)/rung compare micro-batched --short --loads 0.2,0.5,0.8,0.95,1.2 --repeat 2 --out runs/demo
+
+test: .venv/ready-dev  ## run the tests, as CI does: within 10 minutes on 2 cores
+	@$(BIN)/python -m pytest -q
+
+check: .venv/ready-dev  ## style, types, tests
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q
+
+measured: .venv/ready  ## make the results under stages/*/measured anew: about two hours on a quiet machine
+	@$(BIN)/python -m loadtests.measured
+
+bench-simulator: .venv/ready-dev  ## simulated requests per second, as a ratio to plain SimPy
+	@$(BIN)/python -m tests.benchmarks.bench_simulator
+
+bench-device: .venv/ready-dev  ## how exactly an emulated device keeps its pace
+	@$(BIN)/python -m tests.benchmarks.bench_device
+
+clean:  ## remove .venv, runs and caches
+	rm -rf .venv runs build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "rung needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv .venv || \
+		{ echo "$(PYTHON) cannot make a virtual environment. On Debian: apt-get install python3-venv"; exit 1; }
+
+.venv/ready: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing rung into .venv: once, about a minute."
+	@$(INSTALL) --editable .
+	@touch $@
+
+.venv/ready-dev: .venv/ready
+	@echo "Installing what the tests need: once."
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@
