@@ -1,8 +1,8 @@
 """Measures this machine once for one stage: device time by batch size, and the host's time around the device.
 
-    batch sweep   bursts of n requests at once, widely apart, n = 1 … 2 x max   → service times, gap between batches,
-                                                                                  time of each further answer
-    low load      Poisson at a tenth of capacity                               → send and reply hops, waking an idle device
+    batch sweep   bursts of n requests at once, widely apart   → service times, gap between batches,
+                  (n = 1 to twice the largest batch)             time of each further answer
+    low load      Poisson at a tenth of capacity               → send and reply hops, waking an idle device
 
 Nothing else is seen: no run that a prediction is judged on, and no wait in a queue.
 """

@@ -159,7 +159,7 @@ def compare(
         )
         page = report.write_report(comparison, kept)
     if json_:
-        print_json({"rows": [_row(row) for row in comparison.rows], "report": str(page)})
+        print_json(report.document(comparison, page))
     else:
         report.print_table(comparison, out)
         out.print(f"Report: {page}")
@@ -205,10 +205,10 @@ def _target(stage: Stage, url: str | None) -> tuple[str, tuple[int, ...]]:
 
     if url is not None:
         return url.rstrip("/"), ()
-    for up in list_up():
-        if up.stage == stage.name:
-            return up.url, tuple(replica["pid"] for replica in up.replicas)
-    fail(f"{stage.name}: is not up. Start it with `rung up {stage.name}`, or give --url.", Exit.MISUSED)
+    found = [up for up in list_up() if up.stage == stage.name]
+    if not found:
+        fail(f"{stage.name}: is not up. Start it with `rung up {stage.name}`, or give --url.", Exit.MISUSED)
+    return found[0].url, tuple(replica["pid"] for replica in found[0].replicas)
 
 
 def _loads(text: str) -> list[float]:
@@ -293,12 +293,6 @@ def _bar() -> Iterator[Callable[[str, float, float], None]]:
             bar.update(task, description=what, completed=min(done_s, total_s), total=total_s)
 
         yield on_progress
-
-
-def _row(row: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(row)
 
 
 def _print_metrics(metrics: dict[str, float], title: str) -> None:

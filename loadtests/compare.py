@@ -32,6 +32,7 @@ from stages.traffic import at_rate, schedule
 # A void run is repeated at once, so many times at most for one point.
 VOID_RETRIES = 2
 CURVE_LOADS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 1.0, 1.05, 1.1, 1.2)
+CURVE_REQUESTS = 200_000
 Progress = Callable[[str, float, float], None]
 
 
@@ -118,7 +119,7 @@ def predicted_curve(stage: Stage, calibration: Calibration, capacity: float, pla
     points = []
     highest = max([1.0, *plan.loads])
     for load in [x for x in CURVE_LOADS if x <= highest]:
-        duration_s = min(600.0, max(plan.duration_s, 20_000 / (load * capacity)))
+        duration_s = max(plan.duration_s, CURVE_REQUESTS / (load * capacity))
         point = at_load(stage, load, capacity, duration_s)
         found = summarise(simulate(point, calibration=calibration), stage.slo.latency_s)
         keys = ("latency_s_p50", "latency_s_p95", "latency_s_p99", "throughput_rps")

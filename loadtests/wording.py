@@ -89,7 +89,8 @@ def constants(calibration: Calibration) -> list[tuple[str, str]]:
 
 def digits(value: float) -> str:
     """A number with three significant digits, and never more than two after the point."""
-    whole = math.floor(math.log10(abs(value))) if value else 0
+    rounded = abs(float(f"{value:.3g}"))  # first, so that 9.999 reads 10.0
+    whole = math.floor(math.log10(rounded)) if rounded else 0
     return f"{value:.{min(max(2 - whole, 0), 2)}f}"
 
 

@@ -35,12 +35,19 @@ class Request:
 class Batcher:
     """A bounded first-in-first-out queue that hands out batches. Any thread may put; one or more may take."""
 
-    def __init__(self, batching: Batching, admission: Admission, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        batching: Batching,
+        admission: Admission,
+        clock: Callable[[], float] = time.monotonic,
+        changed: threading.Condition | None = None,  # what takers wait on: a test's own goes with a clock of its own
+    ) -> None:
         self._batching = batching
         self._max_queue_length = admission.max_queue_length
         self._clock = clock
         self._queue: deque[Request] = deque()
-        self._changed = threading.Condition()
+        self._changed = changed or threading.Condition()
+        self._any_deadline = False
         self._closed = False
 
     def put(self, request: Request) -> bool:
@@ -53,6 +60,7 @@ class Batcher:
             if self._closed or not admits.room(len(self._queue), self._max_queue_length):
                 return False
             self._queue.append(request)
+            self._any_deadline |= request.deadline_s is not None
             if len(self._queue) == 1 or len(self._queue) == self._batching.max_batch_size:
                 self._changed.notify()
             return True
@@ -64,7 +72,10 @@ class Batcher:
                 wait_s = self._wait_s()
                 if wait_s == 0.0:
                     size = leaves.batch_size(len(self._queue), self._batching.max_batch_size)
-                    return [self._queue.popleft() for _ in range(size)]
+                    batch = [self._queue.popleft() for _ in range(size)]
+                    if self._queue:  # what is left may be a batch for another taker, whom no put has woken
+                        self._changed.notify()
+                    return batch
                 if wait_s is None and self._closed:
                     return []
                 self._changed.wait(wait_s)
@@ -106,14 +117,12 @@ class Batcher:
 
     def _drop_expired(self, now_s: float) -> None:
         """Deadlines may differ, so that any request of the queue may have run out, not the oldest only."""
-        queue = self._queue
-        if not any(admits.expired(now_s - r.arrived_s, r.deadline_s) for r in queue):
+        if not self._any_deadline:
             return
         kept: deque[Request] = deque()
-        for request in queue:
+        for request in self._queue:
             if admits.expired(now_s - request.arrived_s, request.deadline_s):
                 request.refuse(request)
             else:
                 kept.append(request)
-        queue.clear()
-        queue.extend(kept)
+        self._queue = kept

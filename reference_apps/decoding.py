@@ -70,9 +70,13 @@ def _from_json(model: Decodes, body: bytes) -> np.ndarray:
     if not isinstance(document, dict) or set(document) != {"input"}:
         raise BadInput(422, f'body: must be an object with the one key "input", an array of {wanted} numbers.')
     try:
-        inputs = np.asarray(document["input"], dtype=np.float32)
-    except (ValueError, TypeError):
+        numbers = np.asarray(document["input"])
+    except ValueError:
         raise BadInput(422, f"input: must be an array of {wanted} numbers, all of one depth.") from None
+    if numbers.dtype.kind not in "biuf":  # NumPy would read texts as numbers, and null as NaN
+        raise BadInput(422, f"input: must be an array of {wanted} numbers, got something else among them.")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        inputs = numbers.astype(np.float32)
     if inputs.shape != tuple(model.input_shape):
         got = "x".join(map(str, inputs.shape)) or "one value"
         raise BadInput(
@@ -85,18 +89,36 @@ def _from_json(model: Decodes, body: bytes) -> np.ndarray:
 def _from_png(model: Decodes, body: bytes) -> np.ndarray:
     if model.png_mode is None:
         raise BadInput(415, "image/png: this model takes numbers, not pictures. Send application/json.")
+    size = _png_size(body)
+    if size is None:
+        raise BadInput(422, "body: must be a PNG picture, got something else. Send the bytes of a .png file.")
+    _check_pixels(size)  # before Pillow sees it, which warns on its own terms
     try:
         with Image.open(io.BytesIO(body), formats=["PNG"]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadInput(
-                    413,
-                    f"body: must be a picture of at most {MAX_PIXELS} pixels, got {image.width}x{image.height}.",
-                )
+            _check_pixels(image.size)  # a second header may have changed it
             return model.from_image(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(422, f"body: must be a PNG picture ({error}). Send the bytes of a .png file.") from None
+    except BadInput:
+        raise
+    except UnidentifiedImageError:
+        why = "its first part is damaged"
+    except Exception as error:  # Pillow raises a dozen kinds for what damaged bytes can do to it
+        why = str(error)
+    raise BadInput(422, f"body: must be a whole PNG picture ({why}). Send the bytes of a .png file.")
+
+
+def _check_pixels(size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise BadInput(
+            413, f"body: must be a picture of at most {MAX_PIXELS} pixels, got {width}x{height}. Send a smaller one."
+        )
+
+
+def _png_size(body: bytes) -> tuple[int, int] | None:
+    """Width and height as the file's first 24 bytes give them (https://www.w3.org/TR/png-3/, 5.2 and 11.2.1)."""
+    if len(body) < 24 or not body.startswith(b"\x89PNG\r\n\x1a\n") or body[12:16] != b"IHDR":
+        return None
+    return int.from_bytes(body[16:20]), int.from_bytes(body[20:24])
 
 
 def _finite(inputs: np.ndarray) -> np.ndarray:

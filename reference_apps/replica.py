@@ -102,10 +102,14 @@ class Replica:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def close(self) -> None:
-        """Lets nobody in any more, waits until the accepted are answered, and ends the device's thread."""
+    def drain(self) -> None:
+        """Lets nobody in any more; those who wait leave at once, without waiting for company."""
         self.draining = True
         self.batcher.close()
+
+    def close(self) -> None:
+        """Drains, waits until the device has done the last of it, and ends its thread."""
+        self.drain()
         if self._thread.is_alive():
             self._thread.join(self.stage.lifecycle.drain_timeout_s)
 

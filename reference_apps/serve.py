@@ -30,7 +30,7 @@ def main(
     stage: Annotated[str, typer.Option(help="A stage's name or file.")],
     replica: Annotated[int, typer.Option(help="The number of this replica.")] = 0,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 0,
     announce: Annotated[Path | None, typer.Option(help="Write address and pid here, as JSON.")] = None,
     guarded: Annotated[bool, typer.Option(help="Drain when stdin ends.")] = False,
 ) -> None:
@@ -55,7 +55,10 @@ def main(
         app.load()
     except ValueError as error:
         fail(str(error), Exit.MISUSED)
+    # uvicorn drains and then raises the signal again, which would end an orderly stop like a crash.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(Exit.DONE)))
     server = _Server(
+        app,
         uvicorn.Config(
             app,
             log_level="warning",
@@ -72,10 +75,11 @@ def main(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that says where it listens once the model is loaded."""
+    """uvicorn that says where it listens once the model is loaded, and drains the replica before it stops."""
 
-    def __init__(self, config: uvicorn.Config, announce: Path | None) -> None:
+    def __init__(self, app: Replica, config: uvicorn.Config, announce: Path | None) -> None:
         super().__init__(config)
+        self._app = app
         self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -92,6 +96,10 @@ class _Server(uvicorn.Server):
             fresh.write_text(json.dumps({"host": host, "port": port, "pid": os.getpid()}))
             fresh.replace(self._announce)
         logging.getLogger("rung.serve").info("ready on http://%s:%d", host, port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.drain()
+        await super().shutdown(sockets)
 
 
 def _drain_when_alone(drain_timeout_s: float) -> None:

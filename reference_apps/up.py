@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -133,13 +134,14 @@ def supervise(folder: Path, stopping: threading.Event) -> None:
     state = _state_file(stage.name)
     with ProcessLauncher(stage, folder) as launcher:
         try:
-            _write_state(state, stage, launcher)
-            _watch(launcher, stopping)
+            since = time.time()
+            _write_state(state, stage, launcher, since)
+            _watch(launcher, stopping, lambda: _write_state(state, stage, launcher, since))
         finally:
             state.unlink(missing_ok=True)
 
 
-def _watch(launcher: ProcessLauncher, stopping: threading.Event) -> None:
+def _watch(launcher: ProcessLauncher, stopping: threading.Event, restarted: Callable[[], None]) -> None:
     deaths = 0
     while not stopping.wait(0.2):
         for replica in list(launcher.replicas):
@@ -155,9 +157,10 @@ def _watch(launcher: ProcessLauncher, stopping: threading.Event) -> None:
             _say(f"replica {replica.number} is started again on port {replica.port}")
             with contextlib.suppress(LaunchError):  # it died again: the next round sees it
                 launcher.restart(replica)
+                restarted()
 
 
-def _write_state(path: Path, stage: Stage, launcher: ProcessLauncher) -> None:
+def _write_state(path: Path, stage: Stage, launcher: ProcessLauncher, since: float) -> None:
     me = psutil.Process()
     up = Up(
         stage=stage.name,
@@ -166,7 +169,7 @@ def _write_state(path: Path, stage: Stage, launcher: ProcessLauncher) -> None:
         supervisor_pid=me.pid,
         supervisor_created=me.create_time(),
         replicas=[{"replica": r.number, "pid": r.process.pid, "port": r.port} for r in launcher.replicas],
-        since=time.time(),
+        since=since,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")

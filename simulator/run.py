@@ -69,12 +69,13 @@ def serve_by_event(stage: Stage, arrivals_s: Floats, device: Device, host: Host)
     """What `ahead.serve` gives, an event a request: the way for replicas whose arrivals are not known up front."""
     env = Environment()
     replica = Replica(stage, env, device, host)
-    env.process(_arrive(env, replica, arrivals_s))
+    env.process(arrivals(env, replica, arrivals_s))
     env.run()
     return replica.log()
 
 
-def _arrive(env: Environment, replica: Replica, arrivals_s: Floats) -> Generator[Event, None, None]:
+def arrivals(env: Environment, replica: Replica, arrivals_s: Floats) -> Generator[Event, None, None]:
+    """The process that brings request i to a replica at `arrivals_s[i]` (ascending, seconds)."""
     for number, arrived_s in enumerate(arrivals_s.tolist()):
         if arrived_s > env.now:
             yield At(env, arrived_s)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from simulator.clock import At
 from simulator.device import open_device
 from simulator.host import Host
 from simulator.replica import Replica
-from simulator.run import Serve, beyond_calibration, capacity_rps, serve_by_event, simulate
+from simulator.run import Serve, arrivals, beyond_calibration, capacity_rps, serve_by_event, simulate
 from stages import traffic
 from stages.calibration import HostCosts
 from stages.records import Records
@@ -100,7 +99,7 @@ def test_going_ahead_with_sampled_times_is_the_event_driven_replica(
     offered = traffic.at_rate(stage.traffic.model_copy(update={"duration_s": 4000 / capacity}), load * capacity)
     stage = stage.model_copy(update={"traffic": offered})
     records = [simulate(stage, calibration=calibration, serve=serve) for serve in (ahead.serve, serve_by_event)]
-    assert_same(*records, check_exact=False, rel_tol=1e-12, abs_tol=1e-12)
+    assert_same(*records, check_exact=True)
 
 
 def test_others_may_watch_a_replica_that_goes_ahead() -> None:
@@ -124,12 +123,7 @@ def test_others_may_watch_a_replica_that_goes_ahead() -> None:
     goes_ahead = ReplicaAhead(stage, ahead_env, open_device(stage), Host(HostCosts(), 1), arrivals_s)
     ahead_env.process(goes_ahead.run())
     by_event = Replica(stage, event_env, open_device(stage), Host(HostCosts(), 1))
-
-    def submit(number: int, _: Event) -> None:
-        by_event.submit(number)
-
-    for number, arrived_s in enumerate(arrivals_s.tolist()):
-        At(event_env, arrived_s).add_callback(partial(submit, number))
+    event_env.process(arrivals(event_env, by_event, arrivals_s))
     seen = watched(ahead_env, goes_ahead)
     assert seen == watched(event_env, by_event)
     assert max(seen) > 3

@@ -7,13 +7,13 @@ ProcessLauncher ── Popen ──▶ python -m reference_apps.serve
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class LaunchError(RuntimeError):
 
 @dataclass
 class ReplicaProcess:
-    """One replica that was started. `port` is 0 until it has announced itself."""
+    """One replica that was started."""
 
     number: int
     process: subprocess.Popen[bytes]
@@ -39,7 +39,7 @@ class ReplicaProcess:
     announcement: Path
     started_s: float  # of the monotonic clock
     ready_s: float | None = None
-    port: int = 0
+    port: int = 0  # until it has announced itself, the one that it was told to take
 
     @property
     def url(self) -> str:
@@ -76,6 +76,8 @@ class ProcessLauncher:
 
     def restart(self, replica: ReplicaProcess) -> None:
         """Starts a replica that has ended once more, on the port that it had."""
+        if replica.process.stdin is not None:
+            replica.process.stdin.close()
         fresh = self._spawn(replica.number, replica.port)
         self.replicas[self.replicas.index(replica)] = fresh
         self._await_ready(fresh)
@@ -125,7 +127,7 @@ class ProcessLauncher:
                 env=environment,
                 start_new_session=True,  # Ctrl-C in the terminal is the launcher's to hear, which then drains
             )
-        return ReplicaProcess(number, process, log, announcement, started_s)
+        return ReplicaProcess(number, process, log, announcement, started_s, port=port)
 
     def _await_ready(self, replica: ReplicaProcess) -> None:
         timeout_s = self.stage.lifecycle.ready_timeout_s
@@ -156,10 +158,20 @@ def died(replica: ReplicaProcess) -> str:
 def probe(url: str, timeout_s: float = 1.0) -> bool:
     """True when `url` answers 200 within the timeout."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as response:
+        with open_url(url, timeout_s) as response:
             return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+    except (http.client.HTTPException, OSError):
         return False
+
+
+def open_url(url: str, timeout_s: float) -> http.client.HTTPResponse:
+    """The answer to GET `url`, asked directly: a proxy out of the environment does not know this machine's ports.
+
+    Raises OSError when there is none, and http.client.HTTPException when it is no HTTP.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    response: http.client.HTTPResponse = opener.open(url, timeout=timeout_s)
+    return response
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:

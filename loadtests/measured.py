@@ -1,0 +1,100 @@
+"""Makes the results under stages/*/measured anew: every stage, emulated and on the real processor, under three traffics.
+
+    python -m loadtests.measured [--only emulated-poisson] [--trace FILE] [--repeat 3]
+
+Each kind of device is calibrated once for a stage; the bursty and the traced traffic are predicted with that same
+calibration. What is kept is small: report.json (rows, machine, command) and the picture of latency against load.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages.spec import stage_files
+
+LOADS = "0.2,0.5,0.7,0.85,0.95,1.2"
+FEWER_LOADS = "0.5,0.85,0.95"
+
+# ResNet-50 on 32 pixels takes 5 to 50 ms a batch on one core of a laptop.
+REAL = {
+    "model.name": "resnet50",
+    "model.image_size_px": "32",
+    "admission.max_queue_length": "32",
+    "slo.latency_s": "0.5",
+}
+BATCHES_OF_4 = {"batching.max_batch_size": "4", "batching.batch_wait_timeout_s": "0.01"}
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """One comparison whose result is kept under `name`."""
+
+    stage: str
+    name: str
+    device: str
+    loads: str
+    duration_s: float
+    settings: dict[str, str]
+
+    @property
+    def folder(self) -> Path:
+        """Where its result is kept."""
+        return stage_files()[self.stage].parent / "measured"
+
+
+def campaigns(trace: Path | None) -> list[Campaign]:
+    """Every comparison that is kept, in the order in which they run; those of a trace only where it is given."""
+    result = []
+    for device in ("emulated", "cpu"):
+        for stage, seconds in (("single-vm", 30.0), ("micro-batched", 20.0)):
+            real = REAL | (BATCHES_OF_4 if stage == "micro-batched" else {})
+            base = real if device == "cpu" else {}
+            bursty = {"traffic.arrivals": "gamma", "traffic.coefficient_of_variation": "3.0"}
+            result.append(Campaign(stage, f"{device}-poisson", device, LOADS, seconds, base))
+            result.append(Campaign(stage, f"{device}-gamma-cv-3", device, FEWER_LOADS, seconds, base | bursty))
+            if trace is not None:
+                traced = {"traffic.rate": _replay(trace, stage, device)}
+                result.append(Campaign(stage, f"{device}-azure-trace", device, FEWER_LOADS, seconds, base | traced))
+    return result
+
+
+def _replay(trace: Path, stage: str, device: str) -> str:
+    """The trace with its hour squeezed until its 5.5 requests a second are about those of the stage's capacity."""
+    rate_rps = {("single-vm", "emulated"): 80, ("micro-batched", "emulated"): 650}.get((stage, device), 60)
+    return f'{{shape = "trace", path = "{trace.absolute()}", time_scale = {5.5 / rate_rps:.5f}}}'
+
+
+def run(campaign: Campaign, repeat: int) -> int:
+    """Runs one comparison by the command that anybody can type, and keeps its small results. Gives its exit status."""
+    folder = Path("runs") / "measured" / f"{campaign.stage}-{campaign.name}"
+    command = ["rung", "compare", campaign.stage, "--device", campaign.device, "--loads", campaign.loads]
+    command += ["--repeat", str(repeat), "--duration", f"{campaign.duration_s:g}", "--out", str(folder)]
+    for key, value in campaign.settings.items():
+        command += ["--set", f"{key}={value}"]
+    status = subprocess.run([str(Path(sys.executable).with_name("rung")), *command[1:]], check=False).returncode
+    if (folder / "report.json").exists():
+        campaign.folder.mkdir(exist_ok=True)
+        for source, kept in (("report.json", ".json"), ("latency_against_load.png", ".png")):
+            (campaign.folder / f"{campaign.name}{kept}").write_bytes((folder / source).read_bytes())
+    return status
+
+
+def main(
+    only: Annotated[str, typer.Option(help="Run the campaigns whose stage/name contain this.")] = "",
+    trace: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A trace to replay as well.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Real runs of each load.")] = 3,
+) -> None:
+    """Runs the campaigns one after the other on a machine that should do nothing else."""
+    chosen = [c for c in campaigns(trace) if only in f"{c.stage}/{c.name}"]
+    statuses = [run(campaign, repeat) for campaign in chosen]
+    raise typer.Exit(max(statuses, default=0))
+
+
+if __name__ == "__main__":
+    typer.run(main)
