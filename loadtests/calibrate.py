@@ -22,7 +22,6 @@ import polars as pl
 import psutil
 
 from loadtests.load import fire
-from loadtests.variants import with_overrides
 from reference_apps.device import device_label
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.up import runs_folder
@@ -30,7 +29,7 @@ from stages import catalogue
 from stages.calibration import Calibration, HostCosts, ServiceTimes
 from stages.policies.batching import leaves_at_s
 from stages.records import Records
-from stages.spec import Stage
+from stages.spec import Stage, with_overrides
 from stages.streams import stream
 
 # A burst's requests arrive within a few milliseconds; in the sweep a batch waits this long for all of them.
@@ -201,8 +200,9 @@ def _low_load(
         "traffic.loop": "open",
         "traffic.duration_s": duration_s,
         "traffic.seed": stage.traffic.seed + 7919,  # not the schedule of any run that is judged
+        "traffic.coefficient_of_variation": None,
     }
-    light = with_overrides(stage, traffic, without=("traffic.coefficient_of_variation",))
+    light = with_overrides(stage, traffic)
     with ProcessLauncher(light, folder) as launcher:
         replica = launcher.replicas[0]
         time.sleep(0.5)
@@ -226,8 +226,10 @@ def _traced(stage: Stage, arrivals_s: list[float], duration_s: float, path: Path
         "traffic.rate": {"shape": "trace", "path": str(path.absolute()), "format": "burstgpt"},
         "traffic.duration_s": duration_s,
         "traffic.loop": "open",
+        "traffic.arrivals": None,
+        "traffic.coefficient_of_variation": None,
     }
-    return with_overrides(stage, traffic, without=("traffic.arrivals", "traffic.coefficient_of_variation"))
+    return with_overrides(stage, traffic)
 
 
 def _quantiles(values: pl.Series) -> tuple[float, ...]:

@@ -18,7 +18,6 @@ from loadtests import report
 from loadtests.calibrate import machine
 from loadtests.checks import why_void
 from loadtests.load import fire
-from loadtests.variants import with_overrides
 from reference_apps.device import device_label
 from reference_apps.launchers.process import ProcessLauncher
 from simulator.run import beyond_calibration, capacity_rps, simulate
@@ -26,7 +25,7 @@ from simulator.timeline import write_timeline
 from stages import records
 from stages.calibration import Calibration
 from stages.metrics import summarise
-from stages.spec import Stage
+from stages.spec import Stage, with_overrides
 from stages.traffic import at_rate, schedule
 
 # A void run is repeated at once, so many times at most for one point.

@@ -6,12 +6,13 @@ Stage ─▶ stage.toml, payloads.npz ─▶ locust (a process of its own) ─�
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import psutil
 
 from loadtests import payloads, raw_rows
 from loadtests.checks import SelfCheck, self_check
+from reference_apps.launchers.process import open_url
 from stages.records import Records
 from stages.spec import Stage, stage_toml
 
@@ -51,11 +53,14 @@ def fire(
     """Fires the stage's traffic at `url` and gives back the record; files are left in `folder`.
 
     `device` is the label that the record carries; `pids` are the processes of the stack, whose processor time is
-    not foreign. `on_second` hears the seconds gone by. Raises LoadError when Locust fails or the stack is gone.
+    not foreign. `on_second` hears the seconds gone by. A stack that is gone gives requests that failed, with the
+    batches that its answers told of. Raises LoadError when Locust fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("rows-*"):  # of a run that had this folder before
+        stale.unlink()
     command = _command(stage, url, folder, processes)
-    ours = [psutil.Process(pid) for pid in pids]
+    ours = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
     before = _Cpu.now(ours)
     limit_s = stage.traffic.duration_s + stage.traffic.timeout_s + 60.0
     log = folder / "locust.log"
@@ -73,13 +78,17 @@ def fire(
             locust.stdin.close()  # the generator watches this pipe: had we died, it would have ended
     after = _Cpu.now(ours)
     try:
-        fired = raw_rows.read(folder / "rows.parquet")
-        records = raw_rows.to_records(fired, _batches(url, fired.began_s), device, stage.traffic.duration_s)
+        fired = raw_rows.read(folder / "rows.parquet", processes)
     except OSError as error:
         raise LoadError(
             f"the load generator ended with status {locust.returncode} and left no result ({error}).\n"
             f"{_tail(log)}\nThe whole log: {log}"
         ) from None
+    try:
+        batches = _batches(url, fired.began_s)
+    except (OSError, http.client.HTTPException):
+        batches = raw_rows.answered_batches(fired)
+    records = raw_rows.to_records(fired, batches, device, stage.traffic.duration_s)
     return Loaded(records, self_check(fired, before.foreign_share(after)))
 
 
@@ -111,7 +120,7 @@ def _await(locust: subprocess.Popen[bytes], limit_s: float, on_second: Callable[
 
 
 def _batches(url: str, since_s: float) -> list[tuple[int, int, float, float, int]]:
-    with urllib.request.urlopen(f"{url}/batches?since_s={since_s!r}", timeout=10.0) as response:
+    with open_url(f"{url}/batches?since_s={since_s!r}", timeout_s=10.0) as response:
         rows = json.load(response)
     return [(0, int(number), float(start), float(end), int(size)) for number, start, end, size in rows]
 
@@ -137,8 +146,9 @@ class _Cpu:
         own = os.times()
         ours_s = own.user + own.system + own.children_user + own.children_system
         for process in stack:
-            times = process.cpu_times()
-            ours_s += times.user + times.system
+            with contextlib.suppress(psutil.NoSuchProcess):  # it died, which its requests tell
+                times = process.cpu_times()
+                ours_s += times.user + times.system
         return cls(time.monotonic(), busy_s, ours_s)
 
     def foreign_share(self, later: _Cpu) -> float:

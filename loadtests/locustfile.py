@@ -39,6 +39,8 @@ log = logging.getLogger("rung.load")
 
 # gevent's sleep ends 0.5 to 0.8 ms late; the last part of a wait is spent giving way instead.
 GIVE_WAY_S = 0.0012
+# How a row says that the client's time ran out; raw_rows.py reads it.
+GAVE_UP = raw_rows.GAVE_UP
 # The workers and the model server settle before the first request is due.
 LEAD_S = 0.5
 
@@ -58,6 +60,7 @@ class Shots:
         self.began = AsyncResult()  # the monotonic time that the schedule counts from
         self.rows: list[tuple[Any, ...]] = []
         self.due = 0
+        self.in_flight = 0  # of a closed loop
         self.numbers = itertools.count()
         self.cpu_s = 0.0
 
@@ -72,7 +75,7 @@ class Shots:
     def begin(self, began_s: float) -> None:
         """A new test run: forget the rows of the last one."""
         self.rows.clear()
-        self.due = 0
+        self.due = self.in_flight = 0
         self.numbers = itertools.count(self.worker[0], self.worker[1])
         self.cpu_s = _cpu_s()
         # The collector would stop the generator for as long as a batch takes.
@@ -81,20 +84,23 @@ class Shots:
         self.began.set(began_s)
 
     def end(self) -> None:
-        """Writes the rows and what the generator can say of itself, if a file was asked for."""
-        if self.rows_path is None or not self.began.ready():
-            return
+        """Writes the rows, if a file was asked for; users of the next test run wait for its beginning again."""
+        if self.rows_path is not None and self.began.ready():
+            self._write(self.rows_path, self.began.get())
+        self.began = AsyncResult()
+
+    def _write(self, path: Path, began_s: float) -> None:
+        """This worker's rows, and what the generator can say of itself."""
         index, _ = self.worker
-        began_s = self.began.get()
         frame = pl.DataFrame(self.rows, schema=raw_rows.SCHEMA, orient="row")
-        frame.write_parquet(self.rows_path.with_name(f"{self.rows_path.stem}-{index}.parquet"))
+        frame.write_parquet(path.with_name(f"{path.stem}-{index}.parquet"))
         summary = {
             "began_s": began_s,
             "due": self.due,
             "cpu_s": _cpu_s() - self.cpu_s,
             "wall_s": time.monotonic() - began_s,
         }
-        self.rows_path.with_name(f"{self.rows_path.stem}-{index}.json").write_text(json.dumps(summary))
+        path.with_name(f"{path.stem}-{index}.json").write_text(json.dumps(summary))
 
     def fire(self, user: FastHttpUser, number: int, item: int, scheduled_s: float) -> None:
         """Sends one request now, waits for its end, and notes it with times from the beginning of the schedule."""
@@ -111,13 +117,14 @@ class Shots:
             replied_s = time.monotonic()
             record = response.headers.get("x-rung-record") if status == 200 else None
             if status != 200:
-                error = str(response.error or f"HTTP {status}")
-                reason = _reason(response.text) if status else ""
+                gave_up = isinstance(response.error, gevent.Timeout)  # the client takes ours for a broken connection
+                error = GAVE_UP if gave_up else str(response.error or f"HTTP {status}")
+                reason = _reason(response.content)
                 response.failure(reason or error)
             # Locust's own pages show the latency that this project means: from the scheduled time.
             response.request_meta["response_time"] = (replied_s - began_s - scheduled_s) * 1000
         if status == 0 and error is None:
-            replied_s, error = time.monotonic(), "the client gave up"
+            replied_s, error = time.monotonic(), GAVE_UP
             self.environment.events.request.fire(
                 request_type="POST",
                 name="/predict",
@@ -168,7 +175,7 @@ class ClosedLoopUser(FastHttpUser):
 
     @task
     def live(self) -> None:
-        """Lives until the duration is over; the last user to end ends the run."""
+        """Lives until the duration is over; the first user ends the run when nobody waits for an answer any more."""
         shots = _shots(self.environment)
         began_s, duration_s = shots.began.get(), shots.stage.traffic.duration_s
         user = next(shots.numbers)
@@ -178,9 +185,14 @@ class ClosedLoopUser(FastHttpUser):
                 break
             gevent.sleep(max(0.0, think_time_s))
             shots.due += 1
+            shots.in_flight += 1
             shots.fire(self, -1, item, time.monotonic() - began_s)
+            shots.in_flight -= 1
         if user == shots.worker[0]:
-            gevent.sleep(max(0.0, began_s + duration_s + 0.2 - time.monotonic()))
+            ends_s = began_s + duration_s + 0.2
+            gevent.sleep(max(0.0, ends_s - time.monotonic()))
+            while shots.in_flight and time.monotonic() < ends_s + shots.stage.traffic.timeout_s + 1.0:
+                gevent.sleep(0.02)
             _finish(self.environment)
         gevent.sleep(float("inf"))
 
@@ -228,10 +240,13 @@ def _ready(environment: Any, **_: Any) -> None:
 @events.test_start.add_listener
 def _start(environment: Any, **_: Any) -> None:
     runner, shots = environment.runner, _shots(environment)
-    shots.began = AsyncResult()
     began_s = time.monotonic() + LEAD_S
     if isinstance(runner, MasterRunner):
-        environment.rung_unfinished = runner.worker_count
+        traffic = shots.stage.traffic
+        # A worker that has no user never finishes, and is not waited for.
+        environment.rung_unfinished = min(
+            runner.worker_count, traffic.users if traffic.loop == "closed" else sys.maxsize
+        )
         gevent.spawn_later(0.1, runner.send_message, "rung_begin", began_s)
     elif isinstance(runner, LocalRunner):
         shots.begin(began_s)
@@ -298,10 +313,10 @@ def _wait_until(at_s: float) -> None:
         gevent.sleep(0)
 
 
-def _reason(text: str | None) -> str:
+def _reason(content: bytes | None) -> str:
     """The `title` of an error as RFC 9457 puts it, or nothing."""
     try:
-        title = json.loads(text or "")["title"]
+        title = json.loads(content or b"")["title"]
     except (ValueError, KeyError, TypeError):
         return ""
     return str(title)

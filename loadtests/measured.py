@@ -1,4 +1,4 @@
-"""Makes the results under stages/*/measured anew: every stage, emulated and on the real processor, under three traffics.
+"""Makes the results under stages/*/measured anew: every stage, emulated and on a real device, three traffics.
 
     python -m loadtests.measured [--only emulated-poisson] [--trace FILE] [--repeat 3]
 

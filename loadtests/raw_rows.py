@@ -28,6 +28,9 @@ SCHEMA: dict[str, type[pl.DataType]] = {
 }
 
 
+GAVE_UP = "the client gave up"  # in the column `error`: no answer before the client's own timeout
+
+
 @dataclass(frozen=True)
 class Fired:
     """What one run of the load generator left: its rows, and what it can say of itself."""
@@ -38,11 +41,11 @@ class Fired:
     cpu_share_max: float  # of one core, of the busiest worker
 
 
-def read(stem: Path) -> Fired:
-    """Gathers the files that the workers of one run wrote under `stem`. Raises FileNotFoundError for none."""
+def read(stem: Path, workers: int = 1) -> Fired:
+    """Gathers the files that the workers of one run wrote under `stem`. Raises FileNotFoundError if one is missing."""
     parts = sorted(stem.parent.glob(f"{stem.stem}-*.parquet"))
-    if not parts:
-        raise FileNotFoundError(f"{stem.parent}: the load generator wrote no rows named {stem.stem}-*.parquet")
+    if len(parts) != workers:
+        raise FileNotFoundError(f"{stem.parent}: {len(parts)} of {workers} processes left {stem.stem}-*.parquet")
     summaries = [json.loads(part.with_suffix(".json").read_text()) for part in parts]
     rows = pl.concat([pl.read_parquet(part) for part in parts])
     if rows.height and bool((rows["request"] < 0).any()):  # a closed loop: numbered in the order of sending
@@ -88,12 +91,18 @@ def to_records(
     return Records(requests, frame.sort("replica", "batch"), replicas, window_s)
 
 
+def answered_batches(fired: Fired) -> list[tuple[int, int, float, float, int]]:
+    """The batches that answers came from, as `to_records` takes them: all that is known when a replica is gone."""
+    fields = [_field(name).cast(dtype).alias(name) for name, dtype in BATCHES.items()]
+    return fired.rows.filter(pl.col("record").is_not_null()).select(fields).unique().rows()
+
+
 def _field(name: str) -> pl.Expr:
     return pl.col("record").str.extract(rf"(?:^|,){name}=([^,]+)", 1)
 
 
 def _outcome() -> pl.Expr:
-    status, gave_up = pl.col("status"), pl.col("error") == "the client gave up"
+    status, gave_up = pl.col("status"), pl.col("error") == GAVE_UP
     return (
         pl.when(status == 200)
         .then(pl.lit("ok"))
@@ -112,7 +121,7 @@ def _reason() -> pl.Expr:
         .then(pl.lit(""))
         .when(pl.col("reason").is_in(known))
         .then(pl.col("reason"))
-        .when(pl.col("error") == "the client gave up")
+        .when(pl.col("error") == GAVE_UP)
         .then(pl.lit("client_timeout"))
         .otherwise(pl.lit("connection"))
     )

@@ -45,6 +45,12 @@ def up(stage: StageArgument, set_: SetOption = None, json_: JsonOption = False) 
             started = upkeep.start(resolved)
     except LaunchError as error:
         fail(f"{resolved.name} did not start.\n{error}")
+    except OSError as error:
+        fail(
+            f"{upkeep.runs_folder()}: must be a folder that can be written to, got '{error.strerror}'. "
+            "Logs and state would have no place. Set RUNG_RUNS to another.",
+            Exit.MISUSED,
+        )
     if json_:
         print_json(_described(started))
         return

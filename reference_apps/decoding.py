@@ -22,7 +22,7 @@ class Decodes(Protocol):
     def from_image(self, image: Image.Image) -> np.ndarray: ...
 
 
-class BadInput(ValueError):
+class BadInputError(ValueError):
     """An input that cannot be answered; `status` is the HTTP status, the text is for the client."""
 
     def __init__(self, status: int, detail: str) -> None:
@@ -31,7 +31,7 @@ class BadInput(ValueError):
 
 
 def decode(model: Decodes, content_type: str, shape: str, body: bytes) -> np.ndarray:
-    """The input as float32 of `model.input_shape`. Raises BadInput that says what to send instead."""
+    """The input as float32 of `model.input_shape`. Raises BadInputError that says what to send instead."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/octet-stream":
         return _finite(_from_raw(model, shape, body))
@@ -39,7 +39,7 @@ def decode(model: Decodes, content_type: str, shape: str, body: bytes) -> np.nda
         return _finite(_from_json(model, body))
     if kind == "image/png":
         return _from_png(model, body)
-    raise BadInput(
+    raise BadInputError(
         415,
         f'content-type: must be application/json, image/png or application/octet-stream, got "{kind}". '
         "The body cannot be decoded. Set the header to what you send.",
@@ -49,12 +49,14 @@ def decode(model: Decodes, content_type: str, shape: str, body: bytes) -> np.nda
 def _from_raw(model: Decodes, shape: str, body: bytes) -> np.ndarray:
     wanted = "x".join(map(str, model.input_shape))
     if shape and shape.replace(",", "x").replace(" ", "") != wanted:
-        raise BadInput(422, f"x-rung-shape: must be {wanted}, got {shape}. The model reads no other. Resize the input.")
+        raise BadInputError(
+            422, f"x-rung-shape: must be {wanted}, got {shape}. The model reads no other. Resize the input."
+        )
     if not shape:
-        raise BadInput(422, f"x-rung-shape: is required with raw float32. Send x-rung-shape: {wanted}.")
+        raise BadInputError(422, f"x-rung-shape: is required with raw float32. Send x-rung-shape: {wanted}.")
     size = 4 * int(np.prod(model.input_shape))
     if len(body) != size:
-        raise BadInput(
+        raise BadInputError(
             422,
             f"body: must be {size} bytes of little-endian float32 ({wanted}), got {len(body)}. Send the whole array.",
         )
@@ -66,20 +68,20 @@ def _from_json(model: Decodes, body: bytes) -> np.ndarray:
     try:
         document: Any = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise BadInput(400, f'body: must be JSON ({error}). Send {{"input": …}} with {wanted} numbers.') from None
+        raise BadInputError(400, f'body: must be JSON ({error}). Send {{"input": …}} with {wanted} numbers.') from None
     if not isinstance(document, dict) or set(document) != {"input"}:
-        raise BadInput(422, f'body: must be an object with the one key "input", an array of {wanted} numbers.')
+        raise BadInputError(422, f'body: must be an object with the one key "input", an array of {wanted} numbers.')
     try:
         numbers = np.asarray(document["input"])
     except ValueError:
-        raise BadInput(422, f"input: must be an array of {wanted} numbers, all of one depth.") from None
+        raise BadInputError(422, f"input: must be an array of {wanted} numbers, all of one depth.") from None
     if numbers.dtype.kind not in "biuf":  # NumPy would read texts as numbers, and null as NaN
-        raise BadInput(422, f"input: must be an array of {wanted} numbers, got something else among them.")
+        raise BadInputError(422, f"input: must be an array of {wanted} numbers, got something else among them.")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         inputs = numbers.astype(np.float32)
     if inputs.shape != tuple(model.input_shape):
         got = "x".join(map(str, inputs.shape)) or "one value"
-        raise BadInput(
+        raise BadInputError(
             422,
             f"input: must have the shape {wanted}, got {got}. The model reads no other. Resize the input.",
         )
@@ -88,28 +90,28 @@ def _from_json(model: Decodes, body: bytes) -> np.ndarray:
 
 def _from_png(model: Decodes, body: bytes) -> np.ndarray:
     if model.png_mode is None:
-        raise BadInput(415, "image/png: this model takes numbers, not pictures. Send application/json.")
+        raise BadInputError(415, "image/png: this model takes numbers, not pictures. Send application/json.")
     size = _png_size(body)
     if size is None:
-        raise BadInput(422, "body: must be a PNG picture, got something else. Send the bytes of a .png file.")
+        raise BadInputError(422, "body: must be a PNG picture, got something else. Send the bytes of a .png file.")
     _check_pixels(size)  # before Pillow sees it, which warns on its own terms
     try:
         with Image.open(io.BytesIO(body), formats=["PNG"]) as image:
             _check_pixels(image.size)  # a second header may have changed it
             return model.from_image(image)
-    except BadInput:
+    except BadInputError:
         raise
     except UnidentifiedImageError:
         why = "its first part is damaged"
     except Exception as error:  # Pillow raises a dozen kinds for what damaged bytes can do to it
         why = str(error)
-    raise BadInput(422, f"body: must be a whole PNG picture ({why}). Send the bytes of a .png file.")
+    raise BadInputError(422, f"body: must be a whole PNG picture ({why}). Send the bytes of a .png file.")
 
 
 def _check_pixels(size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        raise BadInput(
+        raise BadInputError(
             413, f"body: must be a picture of at most {MAX_PIXELS} pixels, got {width}x{height}. Send a smaller one."
         )
 
@@ -123,5 +125,5 @@ def _png_size(body: bytes) -> tuple[int, int] | None:
 
 def _finite(inputs: np.ndarray) -> np.ndarray:
     if not np.isfinite(inputs).all():
-        raise BadInput(422, "input: must be finite numbers, got NaN or infinity. No answer to it means anything.")
+        raise BadInputError(422, "input: must be finite numbers, got NaN or infinity. No answer to it means anything.")
     return inputs

@@ -1,4 +1,4 @@
-"""The device that runs a model's batches, one at a time: `cpu` and `cuda` as they are, `emulated` at a catalogue's pace.
+"""The device that runs a model's batches, one at a time: `cpu` and `cuda` as they are, `emulated` at a profile's pace.
 
 Twin: simulator/device.py. An emulated device does not model memory, clocks that drop with heat, or jitter: its
 profile holds means.

@@ -32,7 +32,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reference_apps.batcher import Batcher, Request
-from reference_apps.decoding import BadInput, Decodes, decode
+from reference_apps.decoding import BadInputError, Decodes, decode
 from reference_apps.device import Device, open_device
 from reference_apps.replica_metrics import ReplicaMetrics
 from stages.spec import Stage
@@ -43,6 +43,9 @@ log = logging.getLogger("rung.replica")
 
 # Batches remembered for `GET /batches`: an hour at 25 batches a second.
 BATCHES_KEPT = 100_000
+
+# Batches of every size up to this one are run once before the first request.
+WARM_BATCH_SIZE_MAX = 32
 
 Headers = dict[bytes, bytes]
 JSON = b"application/json"
@@ -96,6 +99,10 @@ class Replica:
         kind = "cuda" if self.stage.device.kind == "cuda" else "cpu"
         self.model = load_model(self.stage.model, kind, cpu_threads=self.stage.device.cpu_threads)
         self.device = open_device(self.stage, self.model)
+        # PyTorch prepares itself for each new shape: the first batch of a size takes up to three times as long.
+        warm = self.model.examples(min(self.stage.batching.max_batch_size, WARM_BATCH_SIZE_MAX), 0)
+        for size in range(1, len(warm) + 1):
+            self.model.predict(warm[:size])
 
     def open(self) -> None:
         """Starts the device's thread; called on the event loop that will serve."""
@@ -117,7 +124,7 @@ class Replica:
         """One request from its headers and body to status, headers and content. `body` is None when it was too long."""
         try:
             inputs, deadline_s = self._decoded(headers, body)
-        except BadInput as error:
+        except BadInputError as error:
             self.metrics.outcome("failed", "bad_input")
             return _problem(error.status, "bad_input", str(error))
         loop = asyncio.get_running_loop()
@@ -138,7 +145,7 @@ class Replica:
     def _decoded(self, headers: Headers, body: bytes | None) -> tuple[np.ndarray, float | None]:
         if body is None:
             limit = self.stage.admission.max_body_bytes
-            raise BadInput(
+            raise BadInputError(
                 413, f"body: must be at most {limit} bytes (admission.max_body_bytes). Send a smaller input."
             )
         deadline_s = self.stage.admission.deadline_s
@@ -315,5 +322,7 @@ def _positive_seconds(given: bytes) -> float:
         seconds = float("nan")
     if not 0.0 < seconds < float("inf"):
         shown = given.decode("latin-1")[:40]
-        raise BadInput(422, f"x-rung-deadline-s: must be seconds greater than 0, got {shown}. Leave it out to wait.")
+        raise BadInputError(
+            422, f"x-rung-deadline-s: must be seconds greater than 0, got {shown}. Leave it out to wait."
+        )
     return seconds

@@ -103,7 +103,7 @@ class _Server(uvicorn.Server):
 
 
 def _drain_when_alone(drain_timeout_s: float) -> None:
-    """Waits for the end of stdin, which comes when the launcher ends, kill -9 included; then drains, and then leaves."""
+    """Waits for the end of stdin, which comes when the launcher ends, kill -9 included; then drains and leaves."""
     while os.read(sys.stdin.fileno(), 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

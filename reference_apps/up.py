@@ -74,12 +74,8 @@ def list_up() -> list[Up]:
     """The stages that are up; what a crash left behind is cleared away."""
     found = []
     for path in sorted((runs_folder() / "up").glob("*.json")):
-        try:
-            up = Up(**json.loads(path.read_text()))
-        except (ValueError, TypeError):
-            path.unlink(missing_ok=True)
-            continue
-        if up.alive:
+        up = _read_state(path)
+        if up is not None and up.alive:
             found.append(up)
         else:
             path.unlink(missing_ok=True)
@@ -98,22 +94,22 @@ def start(stage: Stage) -> Up:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    state = _state_file(stage.name)
 
-    def settled() -> bool:
-        return supervisor.poll() is not None or (
-            state.exists() and json.loads(state.read_text())["supervisor_pid"] == supervisor.pid
-        )
+    def serves() -> Up | None:
+        up = _read_state(_state_file(stage.name))
+        return up if up is not None and up.supervisor_pid == supervisor.pid else None
 
     timeout_s = stage.lifecycle.ready_timeout_s + 10.0
     try:
-        if not wait_until(settled, timeout_s) or supervisor.poll() is not None:
+        wait_until(lambda: supervisor.poll() is not None or serves() is not None, timeout_s)
+        up = serves()
+        if up is None or supervisor.poll() is not None:
             raise LaunchError((folder / "supervisor.log").read_text(encoding="utf-8", errors="replace").strip())
     except BaseException:
         if supervisor.poll() is None:
             supervisor.terminate()
         raise
-    return Up(**json.loads(state.read_text()))
+    return up
 
 
 def stop(up: Up, timeout_s: float) -> bool:
@@ -155,9 +151,12 @@ def _watch(launcher: ProcessLauncher, stopping: threading.Event, restarted: Call
             if stopping.wait(2.0 ** (deaths - 1)):
                 return
             _say(f"replica {replica.number} is started again on port {replica.port}")
-            with contextlib.suppress(LaunchError):  # it died again: the next round sees it
+            try:
                 launcher.restart(replica)
-                restarted()
+            except LaunchError as error:
+                _say(str(error))
+                launcher.replicas[replica.number].process.kill()  # if it hangs; the next round counts it as a death
+            restarted()
 
 
 def _write_state(path: Path, stage: Stage, launcher: ProcessLauncher, since: float) -> None:
@@ -175,6 +174,14 @@ def _write_state(path: Path, stage: Stage, launcher: ProcessLauncher, since: flo
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(asdict(up), indent=2))
     fresh.replace(path)
+
+
+def _read_state(path: Path) -> Up | None:
+    """What a state file tells; None for one that is gone by now or tells nothing."""
+    try:
+        return Up(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _state_file(stage_name: str) -> Path:

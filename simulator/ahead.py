@@ -4,7 +4,7 @@
                   one look-up in the sorted array        the same policy functions as simulator/batcher.py
 
 It runs as one SimPy process and goes ahead of the clock as long as nobody else has an event, so that others may
-watch it. One request at a time, with nobody refused, needs less still (`_one_at_a_time`). Its log is the same, bit
+watch it. One request at a time, and no deadline that runs out, needs less still (`_one_at_a_time`). Its log is the same, bit
 for bit, as that of simulator/replica.py, its reference. No twin, and nothing modelled that is not modelled there.
 """
 
@@ -139,28 +139,33 @@ class ReplicaAhead:
             now = leaves_s + wake_s
 
     def _one_at_a_time(self) -> bool:
-        """Fills the log at once if nobody is shed or expires; otherwise leaves it empty and gives back False.
+        """Fills the log if nobody's deadline runs out; otherwise leaves it as it was and gives back False.
 
         Lindley's recursion (The theory of queues with a single server, 1952): a request starts when it arrives or
-        when the device is done with the one before it, whichever is later. As running sums and a running maximum
-        of whole arrays it would be ten times as fast, but for its rounding some would start before they arrived.
+        when the device is done with the one before it, whichever is later. So a start is known at the arrival, and
+        the queue is full as long as the last but `room` of the admitted has not started. As running sums and a
+        running maximum of arrays it would be faster, but rounding would have some start before they arrive.
         """
         arrivals_s = self._arrivals_s
         service_s = self._device.times.ahead_s(1, arrivals_s.size)
         wake_s, between_s = self._host.wake_s, self._host.between_batches_s
-        started: list[float] = []
+        room = min(admits.room(0, self._admission.max_queue_length), arrivals_s.size)
+        started, shed = [-inf] * room, []
+        takes_s = iter(service_s.tolist())
         now = -inf
-        for arrived_s, takes_s in zip(arrivals_s.tolist(), service_s.tolist(), strict=True):
+        for number, arrived_s in enumerate(arrivals_s.tolist()):
+            if started[-room] >= arrived_s:
+                shed.append((number, number + 1))
+                continue
             if arrived_s > now:
                 now = arrived_s + wake_s
             started.append(now)
-            now = now + takes_s + between_s
-        started_s = np.array(started, dtype=np.float64)
-        room = admits.room(0, self._admission.max_queue_length)
-        if np.any(started_s[:-room] >= arrivals_s[room:]):  # somebody came while `room` requests were waiting
+            now = now + next(takes_s) + between_s
+        started_s = np.array(started[room:], dtype=np.float64)
+        waits_s = started_s - np.delete(arrivals_s, [number for number, _ in shed])
+        if admits.expired(float(waits_s.max(initial=0.0)), self._admission.deadline_s):
             return False
-        if admits.expired(float(np.max(started_s - arrivals_s, initial=0.0)), self._admission.deadline_s):
-            return False
-        self._started_s, self._finished_s = started_s, started_s + service_s
-        self._sizes = np.ones(arrivals_s.size, dtype=np.int64)
+        self._shed = shed
+        self._started_s, self._finished_s = started_s, started_s + service_s[: started_s.size]
+        self._sizes = np.ones(started_s.size, dtype=np.int64)
         return True

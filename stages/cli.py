@@ -63,7 +63,7 @@ def show(stage: StageArgument, set_: SetOption = None, json_: JsonOption = False
     if out.is_terminal:
         from rich.syntax import Syntax
 
-        out.print(Syntax(text, "toml", background_color="default"))
+        out.print(Syntax(text, "toml", theme="ansi_dark", background_color="default"))
     else:
         out.print(text, markup=False, highlight=False)
 

@@ -162,12 +162,12 @@ def _locate(model: type[BaseModel], path: list[str]) -> tuple[type[BaseModel], s
         keys.append(part)
         model = members[0]
         if part in model.model_fields:
-            members = _tables_in(model.model_fields[part].annotation)
+            members = tables_in(model.model_fields[part].annotation)
     return model, ".".join(keys)
 
 
-def _tables_in(annotation: Any) -> list[type[BaseModel]]:
+def tables_in(annotation: Any) -> list[type[BaseModel]]:
     """The tables that a key may hold: one, several where a shape tells them apart, none for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [table for inner in get_args(annotation) for table in _tables_in(inner)]
+    return [table for inner in get_args(annotation) for table in tables_in(inner)]

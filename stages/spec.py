@@ -195,6 +195,18 @@ def load_stage(name_or_path: str | Path, overrides: Mapping[str, Any] | None = N
     return parse_stage(table, str(path))
 
 
+def with_overrides(stage: Stage, overrides: Mapping[str, Any]) -> Stage:
+    """The stage with dotted keys set as in `load_stage`; an override of None removes the key.
+
+    Raises StageError when the result is not a sound stage.
+    """
+    table = tomllib.loads(stage_toml(stage))
+    for dotted, value in overrides.items():
+        _override(table, dotted, value, stage.name)
+    _anchor_paths(table, Path.cwd())
+    return parse_stage(table, stage.name)
+
+
 def parse_stage(table: Mapping[str, Any], source: str = "stage") -> Stage:
     """Checks a stage given as nested tables; `source` heads the error text. Raises StageError."""
     from stages import rules  # they are about the tables above, and so import this module

@@ -18,9 +18,9 @@ import tomli_w
 from pydantic import BaseModel
 
 from stages import advice, rules, spec
-from stages.problems import StageError, _tables_in
+from stages.problems import StageError, tables_in
 
-INVALID = Path(__file__).parent / "invalid_stages"
+INVALID = Path(__file__).resolve().parent / "invalid_stages"
 CASES = sorted(path.stem for path in INVALID.glob("*.toml"))
 
 
@@ -88,7 +88,7 @@ def test_every_key_has_its_advice() -> None:
     def collect(table: type[BaseModel], prefix: str) -> None:
         for name, field in table.model_fields.items():
             keys.add(prefix + name)
-            for inner in _tables_in(field.annotation):
+            for inner in tables_in(field.annotation):
                 collect(inner, f"{prefix}{name}.")
 
     collect(spec.Stage, "")
