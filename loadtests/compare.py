@@ -24,12 +24,13 @@ from simulator.run import beyond_calibration, capacity_rps, simulate
 from simulator.timeline import write_timeline
 from stages import records
 from stages.calibration import Calibration
+from stages.calibration import write as write_calibration
 from stages.metrics import summarise
-from stages.spec import Stage, with_overrides
+from stages.spec import Stage, stage_toml, with_overrides
 from stages.traffic import at_rate, schedule
 
-# A void run is repeated at once, so many times at most for one point.
-VOID_RETRIES = 2
+# A void run is repeated at once, so many times at most for one point; a short comparison has no time for more.
+VOID_RETRIES, VOID_RETRIES_SHORT = 2, 1
 CURVE_LOADS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 1.0, 1.05, 1.1, 1.2)
 CURVE_REQUESTS = 200_000
 Progress = Callable[[str, float, float], None]
@@ -60,6 +61,9 @@ def compare(
     """
     capacity = capacity_rps(stage, calibration)
     label = device_label(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stage.toml").write_text(stage_toml(stage), encoding="utf-8")
+    write_calibration(calibration, folder / "calibration.json")
     runs: list[report.Run] = []
     total_s = len(plan.loads) * plan.repeat * (plan.duration_s + 2.0)
     with ProcessLauncher(_served(stage), folder / "stack") as launcher:
@@ -78,6 +82,7 @@ def compare(
                         replica.process.pid,
                         load=load,
                         repeat=repeat,
+                        retries=VOID_RETRIES_SHORT if plan.short else VOID_RETRIES,
                         on_second=lambda s, load=load, done_s=done_s: on_progress(  # type: ignore[misc]
                             f"{stage.name} at {load:g} of capacity", done_s + s, total_s
                         ),
@@ -135,11 +140,12 @@ def _run(
     *,
     load: float,
     repeat: int,
+    retries: int,
     on_second: Callable[[float], None],
 ) -> report.Run:
     """One real run, repeated while it is void, and the prediction for its schedule."""
     label = device_label(point)
-    for attempt in range(1 + VOID_RETRIES):
+    for attempt in range(1 + retries):
         attempt_folder = folder if attempt == 0 else folder.with_name(f"{folder.name}-again-{attempt}")
         loaded = fire(point, url, attempt_folder, device=label, pids=(pid,), on_second=on_second)
         void = why_void(loaded.check, calibration.service_times[0].mean_s)

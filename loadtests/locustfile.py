@@ -244,9 +244,8 @@ def _start(environment: Any, **_: Any) -> None:
     if isinstance(runner, MasterRunner):
         traffic = shots.stage.traffic
         # A worker that has no user never finishes, and is not waited for.
-        environment.rung_unfinished = min(
-            runner.worker_count, traffic.users if traffic.loop == "closed" else sys.maxsize
-        )
+        most = traffic.users if traffic.loop == "closed" else runner.worker_count
+        environment.rung_unfinished = min(runner.worker_count, most)
         gevent.spawn_later(0.1, runner.send_message, "rung_begin", began_s)
     elif isinstance(runner, LocalRunner):
         shots.begin(began_s)

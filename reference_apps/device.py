@@ -34,7 +34,7 @@ class Device:
         self.label = label
         self.overruns = 0  # emulated batches whose real answer took longer than the pace allowed
         self._model = model
-        self._service_time_s = service_time_s
+        self.service_time_s = service_time_s
 
     def run(self, inputs: list[np.ndarray]) -> list[dict[str, Any]]:
         """Gives the model's answers to a batch, after the time that the device takes for it.
@@ -43,8 +43,8 @@ class Device:
         """
         started_s = time.monotonic()
         answers = self._model.predict(np.stack(inputs))
-        if self._service_time_s is not None:
-            ends_s = started_s + self._service_time_s(len(inputs))
+        if self.service_time_s is not None:
+            ends_s = started_s + self.service_time_s(len(inputs))
             if time.monotonic() > ends_s:
                 self.overruns += 1
             _wait_until(ends_s)

@@ -4,13 +4,13 @@
                   one look-up in the sorted array        the same policy functions as simulator/batcher.py
 
 It runs as one SimPy process and goes ahead of the clock as long as nobody else has an event, so that others may
-watch it. One request at a time, and no deadline that runs out, needs less still (`_one_at_a_time`). Its log is the same, bit
-for bit, as that of simulator/replica.py, its reference. No twin, and nothing modelled that is not modelled there.
+watch it. One request at a time, and no deadline that runs out, needs less still (`_one_at_a_time`). Its log is the
+same, bit for bit, as that of simulator/replica.py, its reference. No twin, and nothing that is not modelled there.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Generator
 from math import inf
 
@@ -108,7 +108,7 @@ class ReplicaAhead:
                 self._head, self._next = head, next_
                 yield At(env, now, LATE)
                 others_s = env.peek()
-            stop = bisect_right(arrivals, now, next_)
+            stop = bisect_left(arrivals, now, next_)
             if stop > next_:
                 last = next_ + admits.room(len(admitted) - head, max_queue)
                 if last < stop:

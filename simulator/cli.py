@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,12 +111,16 @@ def _calibration(path: Path | None) -> Calibration | None:
     try:
         return calibration.read(path)
     except (OSError, UnicodeDecodeError, ValidationError) as error:
-        reason = f"{error.error_count()} keys are not a calibration's" if isinstance(error, ValidationError) else error
+        reason = _first_problem(error.errors()[0]) if isinstance(error, ValidationError) else str(error)
         fail(
             f"--calibration {path}: must be a file that `rung calibrate` wrote ({reason}). "
             "Nothing was simulated. Run `rung calibrate` again, or leave it out.",
             Exit.MISUSED,
         )
+
+
+def _first_problem(problem: Mapping[str, Any]) -> str:
+    return ": ".join([*map(str, problem["loc"]), problem["msg"]])
 
 
 def _notes(stage: Stage, calibration: Calibration | None, offered_rps: float, capacity_rps: float) -> list[str]:

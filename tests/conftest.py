@@ -1,0 +1,117 @@
+"""What the tests of the real stack share: stages that serve, a runs folder of a test's own, and the end of both.
+
+Whatever a test started is stopped after it, also when it failed: launchers by leaving their `with`, and what
+`rung up` left in the background by the environment that it inherited.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from reference_apps.launchers.process import ProcessLauncher, ReplicaProcess
+from stages.spec import Stage, load_stage
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE_S = 30.0  # for what takes a second on a quiet machine
+
+
+@dataclass(frozen=True)
+class Served:
+    """A replica that serves a stage."""
+
+    stage: Stage
+    folder: Path
+    replica: ReplicaProcess
+
+    @property
+    def url(self) -> str:
+        return self.replica.url
+
+    @property
+    def pid(self) -> int:
+        return self.replica.process.pid
+
+    def client(self) -> httpx.Client:
+        """A client of this replica that asks no proxy."""
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
+
+    def log(self) -> str:
+        return self.replica.log.read_text()
+
+
+@contextlib.contextmanager
+def serving(name: str, folder: Path, overrides: Mapping[str, Any] | None = None) -> Iterator[Served]:
+    """One replica of a stage on a free port, in a process of its own."""
+    stage = load_stage(name, {"overload": True} | dict(overrides or {}))
+    with ProcessLauncher(stage, folder) as launcher:
+        yield Served(stage, folder, launcher.replicas[0])
+
+
+@pytest.fixture(scope="session")
+def micro_batched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The stage micro-batched, shared: tests look at what is added to its counts."""
+    with serving("micro-batched", tmp_path_factory.mktemp("micro-batched")) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One request at a time, 1.3 s each, and room for two: whoever wants to see a queue sees one."""
+    changes = {"device.slowdown": 100.0, "admission.max_queue_length": 2, "admission.max_body_bytes": 2048}
+    with serving("single-vm", tmp_path_factory.mktemp("slow"), changes) as served:
+        yield served
+
+
+Rung = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runs folder of this test's own; what was started under it and still runs afterwards is killed."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("RUNG_RUNS", str(folder))
+    yield folder
+    left = processes_of(folder)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=PATIENCE_S)
+
+
+@pytest.fixture
+def rung(runs: Path) -> Rung:
+    """Runs a command line of `rung` in a process of its own, and gives back its exit status and what it said."""
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "rung", *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=2 * PATIENCE_S, check=False)
+
+    return run
+
+
+def result(done: subprocess.CompletedProcess[str]) -> Any:
+    """What a command with --json printed. It fails the test when the command failed."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def processes_of(runs: Path) -> list[psutil.Process]:
+    """The processes, other than this one, that were started with this runs folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("RUNG_RUNS") == str(runs) and process.pid != os.getpid():
+                found.append(process)
+    return found

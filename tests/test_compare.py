@@ -1,0 +1,150 @@
+"""The whole product once: calibrate, run both worlds, and the report that comes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from loadtests.cli import _loads
+from loadtests.compare import at_load
+from simulator.run import simulate
+from stages import calibration, records
+from stages.spec import load_stage
+from stages.traffic import schedule
+
+RUNG = str(Path(sys.executable).with_name("rung"))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Path]:
+    """One short comparison at two loads: its folder, what --json printed, and the runs folder."""
+    runs = tmp_path_factory.mktemp("runs")
+    folder = runs / "compared"
+    command = [RUNG, "compare", "micro-batched", "--short", "--loads", "0.3,1.2", "--repeat", "1", "--duration", "2"]
+    done = subprocess.run(
+        [*command, "--out", str(folder), "--json"],
+        env=os.environ | {"RUNG_RUNS": str(runs)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    # On a busy machine every run may be void, which is status 3, and is reported all the same.
+    assert done.returncode in (0, 3), done.stderr
+    return folder, json.loads(done.stdout), runs
+
+
+def test_json_has_the_rows(compared: tuple[Path, dict[str, Any], Path]) -> None:
+    _, document, _ = compared
+    keys = {
+        "stage",
+        "load",
+        "rate_rps",
+        "metric",
+        "measured",
+        "predicted",
+        "error",
+        "spread_low",
+        "spread_high",
+        "void",
+    }
+    assert all(keys <= set(row) for row in document["rows"])
+    assert {row["load"] for row in document["rows"]} == {0.3, 1.2}
+    assert {"throughput_rps", "latency_s_p99", "utilisation", "queue_wait_s_mean"} <= {
+        row["metric"] for row in document["rows"]
+    }
+    assert Path(document["report"]).is_file()
+
+
+def test_run_folder_holds_everything(compared: tuple[Path, dict[str, Any], Path]) -> None:
+    folder, _, _ = compared
+    assert {
+        "stage.toml",
+        "calibration.json",
+        "report.json",
+        "report.html",
+        "timeline.json",
+        "latency_against_load.png",
+    } <= {path.name for path in folder.iterdir()}
+    assert load_stage(folder / "stage.toml") == load_stage("micro-batched")
+    assert (folder / "stack" / "replica-0.log").is_file()
+
+
+def test_both_worlds_had_the_same_arrivals(compared: tuple[Path, dict[str, Any], Path]) -> None:
+    folder, _, _ = compared
+    for run in _runs(folder):
+        measured, predicted = records.read(run / "measured").requests, records.read(run / "predicted").requests
+        assert measured["scheduled_s"].to_list() == predicted["scheduled_s"].to_list()
+        assert measured["item"].to_list() == predicted["item"].to_list()
+
+
+def test_real_record_is_sound(compared: tuple[Path, dict[str, Any], Path]) -> None:
+    folder, _, _ = compared
+    for run in _runs(folder):
+        found = records.read(run / "measured")
+        answered = found.requests.filter(pl.col("outcome") == "ok")
+        order = ["scheduled_s", "sent_s", "arrived_s", "started_s", "finished_s", "replied_s"]
+        for earlier, later in zip(order, order[1:], strict=False):
+            assert (answered[later] - answered[earlier]).min() >= -1e-5, (earlier, later)  # type: ignore[operator]
+        assert answered["batch_size"].max() <= 8  # type: ignore[operator]
+        sizes = found.batches.select("batch", "batch_size")
+        joined = answered.group_by("batch").len().join(sizes, on="batch", how="left")
+        assert (joined["len"] <= joined["batch_size"]).all()
+
+
+def test_prediction_needs_stage_schedule_and_calibration_only(compared: tuple[Path, dict[str, Any], Path]) -> None:
+    """Made again from those three, it is the same to the byte: nothing of the real run is in it."""
+    folder, document, runs = compared
+    kept = calibration.read(next((runs / "calibration").glob("*.json")))
+    for run in _runs(folder):
+        load = float(run.name.split("-")[1])
+        point = at_load(load_stage("micro-batched"), load, document["capacity_rps"], 2.0)
+        again = simulate(point, schedule(point.traffic), calibration=kept)
+        assert again.requests.equals(records.read(run / "predicted").requests)
+
+
+def test_overload_is_shed_in_both_worlds(compared: tuple[Path, dict[str, Any], Path]) -> None:
+    folder, _, _ = compared
+    run = next(path for path in _runs(folder) if path.name.startswith("load-1.2"))
+    for world in ("measured", "predicted"):
+        assert "queue_full" in records.read(run / world).requests["reason"].cast(pl.String).to_list()
+
+
+def test_loads_are_read() -> None:
+    assert _loads("0.2, 0.95") == [0.2, 0.95]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compare", "micro-batched", "--loads", "fast"], "--loads: must be shares of capacity above 0 and up to 10"),
+        (["compare", "mikro-batched"], "Did you mean 'micro-batched'?"),
+        (
+            ["compare", "single-vm", "--set", "traffic.loop=closed", "--set", "traffic.rate="],
+            'traffic.loop: must be "open"',
+        ),
+        (["compare", "single-vm", "--calibration", "no.json"], "no.json: cannot be read (No such file or directory)"),
+        (["load", "single-vm"], "single-vm: is not up. Start it with `rung up single-vm`, or give --url."),
+        (["load", "single-vm", "--rate", "-1"], "--rate"),
+        (["calibrate", "single-vm", "--set", "slo"], "--set slo: must be KEY=VALUE"),
+    ],
+)
+def test_mistakes_are_told_in_words(arguments: list[str], said: str, tmp_path: Path) -> None:
+    environment = os.environ | {"RUNG_RUNS": str(tmp_path), "COLUMNS": "200"}
+    done = subprocess.run([RUNG, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def _runs(folder: Path) -> list[Path]:
+    runs = [path for path in sorted(folder.glob("load-*")) if (path / "measured").is_dir()]
+    assert len(runs) == 2
+    return runs
