@@ -10,7 +10,7 @@ same, bit for bit, as that of simulator/replica.py, its reference. No twin, and 
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Generator
 from math import inf
 
@@ -108,7 +108,7 @@ class ReplicaAhead:
                 self._head, self._next = head, next_
                 yield At(env, now, LATE)
                 others_s = env.peek()
-            stop = bisect_left(arrivals, now, next_)
+            stop = bisect_right(arrivals, now, next_)
             if stop > next_:
                 last = next_ + admits.room(len(admitted) - head, max_queue)
                 if last < stop:

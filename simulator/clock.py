@@ -30,16 +30,23 @@ class At(Event):
         delay_s = time_s - now_s
         if delay_s < 0:
             raise ValueError(f"an event at {time_s} s cannot be scheduled at {now_s} s")
-        if now_s + delay_s != time_s:
-            delay_s = math.nextafter(delay_s, math.inf if now_s + delay_s < time_s else 0.0)
         # As in simpy.Timeout: the fields of an event that has its value, without a call for each.
         self.env = env
         self.callbacks = []
         self._value = None
         self._ok = True
-        env.schedule(self, priority, delay_s)
+        if now_s + delay_s == time_s:
+            env.schedule(self, priority, delay_s)
+        else:
+            self._schedule_in_two_hops(time_s, priority)
 
     def add_callback(self, call: Callable[[Event], Any]) -> None:
         """Has `call` called when the event fires; it has not fired yet."""
         assert self.callbacks is not None
         self.callbacks.append(call)
+
+    def _schedule_in_two_hops(self, time_s: float, priority: EventPriority) -> None:
+        """First to a moment with no more digits than `time_s` has: from there the delay is exact."""
+        digit_s = math.ulp(time_s)
+        hop = At(self.env, math.ceil(self.env.now / digit_s) * digit_s)
+        hop.add_callback(lambda _: self.env.schedule(self, priority, time_s - self.env.now))

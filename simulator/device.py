@@ -71,6 +71,7 @@ class FromQuantiles:
         self._used = 0
 
     def next_s(self, batch_size: int) -> float:
+        """Seconds that the next batch takes."""
         fixed_s = self._fixed_s.get(batch_size)
         if fixed_s is not None:
             return fixed_s
@@ -78,6 +79,7 @@ class FromQuantiles:
         return self._quantiles[batch_size].at(self._draws[self._used - 1])
 
     def ahead_s(self, batch_size: int, count: int) -> Floats:
+        """Seconds of the next `count` batches if all are of `batch_size`, without using them up."""
         quantiles = self._quantiles[batch_size]
         if quantiles.fixed_s is not None:
             return np.full(count, quantiles.fixed_s)
@@ -108,13 +110,15 @@ def open_device(
 def service_quantiles(stage: Stage, calibration: Calibration | None) -> dict[int, Quantiles]:
     """The quantiles of the device time in seconds for every batch size from 1 to the stage's largest.
 
-    An emulated device has one: the profile's time, slowed down. Sizes between two that were swept are interpolated
-    linearly, quantile by quantile. Raises ValueError for a timed device without a calibration, and for sizes that
-    lie outside its sweep.
+    Those of the calibration where it is one of this device, an emulated one too: its thread takes a little longer than
+    the profile says. Without one an emulated device keeps its profile, slowed down. Sizes between two that were
+    swept are interpolated linearly, quantile by quantile. Raises ValueError for a timed device without a
+    calibration, and for sizes that lie outside its sweep.
     """
     sizes = range(1, stage.batching.max_batch_size + 1)
     device = stage.device
-    if device.kind == "emulated":
+    fits = calibration is not None and calibration.device == device_label(stage)
+    if device.kind == "emulated" and not (calibration and calibration.service_times and fits):
         profile = catalogue.profiles()[str(device.profile)]
         return {size: Quantiles((profile.service_time_s(size) * device.slowdown,)) for size in sizes}
     if calibration is None or not calibration.service_times:

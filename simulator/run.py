@@ -158,7 +158,7 @@ def beyond_calibration(stage: Stage, calibration: Calibration) -> list[str]:
         notes.append(f"Calibrated with the model {calibration.model}, not with {model}.")
     swept = {times.batch_size for times in calibration.service_times}
     between = sorted(set(range(1, stage.batching.max_batch_size + 1)) - swept)
-    if between and swept and stage.device.kind != "emulated":
+    if between and swept and label == calibration.device:
         sizes = ", ".join(map(str, between))
         notes.append(f"Batches of {sizes} were not in the sweep: their times are interpolated.")
     rate_rps, low_rps = mean_rate_rps(stage.traffic), calibration.low_load_rate_rps

@@ -1,7 +1,7 @@
 """Small cases worked by hand: who arrives when, and which batches must leave. Both worlds' batchers are driven by them.
 
-All times are multiples of 1/64 s, so that floats are exact. A request that arrives at the very moment at which a
-batch leaves rides along, room permitting.
+All times are multiples of 1/64 s, so that floats are exact. At the very moment at which a batch leaves, requests
+arrive first: they ride along where there is room, and find the queue full where there is none.
 """
 
 from __future__ import annotations
@@ -126,6 +126,14 @@ CASES = (
         max_queue_length=2,
         batches=((0.0, (0,)), (1.0, (1,)), (2.0, (2,)), (3.0, (4,))),
         shed=(3,),
+    ),
+    Case(
+        "who comes at the moment at which a batch leaves finds the queue as full as it was",
+        arrivals_s=(0.0, 0.25, 1.0, 1.25),
+        service_time_s=always(1.0),
+        max_queue_length=1,
+        batches=((0.0, (0,)), (1.0, (1,)), (2.0, (3,))),
+        shed=(2,),
     ),
     Case(
         "all at once, more than the queue holds",

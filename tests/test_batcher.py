@@ -1,4 +1,4 @@
-"""The real batcher: on a fake clock against cases worked by hand and for the wait it promises, and under real threads."""
+"""The real batcher: on a fake clock against cases worked by hand, for the wait that it promises, and under threads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_case_worked_by_hand(case: Case) -> None:
     assert tuple(number for number, _ in found.expired) == case.expired
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(random_runs())
 def test_nobody_waits_for_company_longer_than_was_promised(run: Run) -> None:
     stage, schedule, calibration = run
@@ -44,7 +44,7 @@ def test_nobody_waits_for_company_longer_than_was_promised(run: Run) -> None:
         free_s = finished_s
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(random_runs(refusing=False))
 def test_a_batch_leaves_when_full_or_when_its_oldest_has_waited_enough(run: Run) -> None:
     stage, schedule, calibration = run
@@ -61,7 +61,7 @@ def test_a_batch_leaves_when_full_or_when_its_oldest_has_waited_enough(run: Run)
     assert [number for _, members in found.batches for number in members] == list(range(len(arrivals_s)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(random_runs())
 def test_every_request_has_one_end(run: Run) -> None:
     stage, schedule, calibration = run
@@ -145,8 +145,8 @@ def test_nothing_is_lost_doubled_or_out_of_order(producers: int, takers: int, wa
         while batch := batcher.take():
             taken[taker].append([request.reply for request in batch])
 
-    takes = in_threads(*(lambda taker=taker: take(taker) for taker in range(takers)))  # type: ignore[misc]
-    assert all_end(in_threads(*(lambda producer=p: produce(producer) for p in range(producers))))  # type: ignore[misc]
+    takes = in_threads(*(lambda taker=taker: take(taker) for taker in range(takers)))
+    assert all_end(in_threads(*(lambda producer=p: produce(producer) for p in range(producers))))
     batcher.close()
     assert all_end(takes)
     everything = [request for batches in taken for batch in batches for request in batch]

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from loadtests import calibrate
+from simulator.device import device_label, open_device
 from simulator.run import simulate
+from stages import catalogue
 from stages.calibration import Calibration
 from stages.records import Records
+from stages.spec import load_stage
 from stages.traffic import Schedule
 from tests.made import a_calibration, a_stage
 
@@ -99,3 +102,12 @@ def test_kept_under_what_it_depends_on(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert calibrate.kept_path(busier, short=False) == path
     assert calibrate.kept_path(STAGE, short=True) != path
     assert calibrate.kept_path(larger, short=False) != path
+
+
+def test_an_emulated_device_takes_the_times_of_its_own_sweep_only() -> None:
+    stage = load_stage("single-vm")
+    profile_s = catalogue.profiles()[str(stage.device.profile)].service_time_s(1)
+    own = KNOWN.model_copy(update={"device": device_label(stage)})
+    assert open_device(stage, own).service_time_s(1) == SERVICE_S[1][0]
+    assert open_device(stage, KNOWN).service_time_s(1) == profile_s
+    assert open_device(stage).service_time_s(1) == profile_s

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_real_record_is_sound(compared: tuple[Path, dict[str, Any], Path]) -> No
         found = records.read(run / "measured")
         answered = found.requests.filter(pl.col("outcome") == "ok")
         order = ["scheduled_s", "sent_s", "arrived_s", "started_s", "finished_s", "replied_s"]
-        for earlier, later in zip(order, order[1:], strict=False):
+        for earlier, later in pairwise(order):
             assert (answered[later] - answered[earlier]).min() >= -1e-5, (earlier, later)  # type: ignore[operator]
         assert answered["batch_size"].max() <= 8  # type: ignore[operator]
         sizes = found.batches.select("batch", "batch_size")

@@ -157,6 +157,16 @@ def test_host_costs_stand_where_they_belong(serve: Serve) -> None:
 
 
 @BOTH_WAYS
+def test_a_deadline_that_ran_out_is_told_when_the_device_looks(serve: Serve) -> None:
+    calibration = a_calibration({1: (2.0,)}, between_batches_s=0.125, reply_quantiles_s=(0.25,), reply_per_item_s=0.5)
+    stage = a_stage(admission={"deadline_s": 1.0})
+    requests = simulate(stage, a_schedule([0.0, 0.5, 0.75]), calibration=calibration, serve=serve).requests
+    assert requests["outcome"].to_list() == ["ok", "timed_out", "timed_out"]
+    assert requests["reason"].to_list() == ["", "deadline", "deadline"]
+    assert requests["replied_s"].to_list() == [2.25, 2.375, 2.375]
+
+
+@BOTH_WAYS
 def test_a_client_gives_up_and_the_work_is_done_all_the_same(serve: Serve) -> None:
     stage = a_stage(traffic={"timeout_s": 1.5})
     schedule = a_schedule([0.0, 0.25, 0.5])

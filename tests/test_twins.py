@@ -39,7 +39,7 @@ def as_replayed(log: ReplicaLog) -> Replayed:
 
 
 @pytest.mark.parametrize("serve", [ahead.serve, serve_by_event], ids=["ahead", "by event"])
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(run=random_runs())
 def test_both_batchers_make_the_same_batches(run: Run, serve: Serve) -> None:
     stage, schedule, calibration = run

@@ -115,10 +115,10 @@ def contenders(stage: Stage, arrivals: Schedule) -> dict[str, Callable[[], objec
     """What is timed, by name; the first is what the others are held against."""
     plain = plain_one_at_a_time if stage.batching.max_batch_size == 1 else plain_batches
     return {
-        "plain SimPy, a process a request": lambda: plain(stage, arrivals.arrivals_s),
-        "ours, to the record": lambda: simulate(stage, arrivals),
+        "plain SimPy": lambda: plain(stage, arrivals.arrivals_s),
+        "ours": lambda: simulate(stage, arrivals),
         "ours, without data frames": lambda: without_frames(stage, arrivals, ahead.serve),
-        "ours, event by event, to the record": lambda: simulate(stage, arrivals, serve=serve_by_event),
+        "ours, event by event": lambda: simulate(stage, arrivals, serve=serve_by_event),
     }
 
 
@@ -154,8 +154,8 @@ def bench(name: str, requests: int, repeats: int) -> Table:
             took_s[key].append(seconds(run))
     plain_s = next(iter(took_s.values()))
     table = Table(title=f"{name} at {LOAD:g} of capacity, {arrivals.arrivals_s.size:,} requests, {repeats} repeats")
-    for heading in ("", "simulated requests/s", "ratio (median)", "min", "max"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    for heading in ("", "requests/s", "ratio, median", "min", "max"):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for key, own_s in took_s.items():
         ratios = [plain / own for plain, own in zip(plain_s, own_s, strict=True)]
         figures = (statistics.median(ratios), min(ratios), max(ratios))
