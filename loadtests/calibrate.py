@@ -22,14 +22,13 @@ import polars as pl
 import psutil
 
 from loadtests.load import fire
-from reference_apps.device import device_label
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.up import runs_folder
 from stages import catalogue
 from stages.calibration import Calibration, HostCosts, ServiceTimes
 from stages.policies.batching import leaves_at_s
 from stages.records import Records
-from stages.spec import Stage, with_overrides
+from stages.spec import Stage, device_label, with_overrides
 from stages.streams import stream
 
 # A burst's requests arrive within a few milliseconds; in the sweep a batch waits this long for all of them.

@@ -58,10 +58,10 @@ def load(
 
     from loadtests import checks
     from loadtests.load import fire
-    from reference_apps.device import device_label
     from reference_apps.up import fresh_folder
     from stages import records
     from stages.metrics import summarise
+    from stages.spec import device_label
 
     resolved = _resolved(stage, set_, duration_s=duration_s, rate_rps=rate_rps)
     target, pids = _target(resolved, url)

@@ -18,7 +18,6 @@ from loadtests import report
 from loadtests.calibrate import machine
 from loadtests.checks import why_void
 from loadtests.load import fire
-from reference_apps.device import device_label
 from reference_apps.launchers.process import ProcessLauncher
 from simulator.run import beyond_calibration, capacity_rps, simulate
 from simulator.timeline import write_timeline
@@ -26,7 +25,7 @@ from stages import records
 from stages.calibration import Calibration
 from stages.calibration import write as write_calibration
 from stages.metrics import summarise
-from stages.spec import Stage, stage_toml, with_overrides
+from stages.spec import Stage, device_label, stage_toml, with_overrides
 from stages.traffic import at_rate, schedule
 
 # A void run is repeated at once, so many times at most for one point; a short comparison has no time for more.

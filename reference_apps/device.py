@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from stages import catalogue
-from stages.spec import Stage
+from stages.spec import Stage, device_label
 
-__all__ = ["Device", "device_label", "open_device"]
+__all__ = ["Device", "open_device"]
 
 # A sleep ends 0.05 to 0.15 ms late on Linux; the rest of an emulated batch is spun away.
 SPIN_S = 0.0002
@@ -49,15 +49,6 @@ class Device:
                 self.overruns += 1
             _wait_until(ends_s)
         return answers
-
-
-def device_label(stage: Stage) -> str:
-    """How reports name the stage's device; an emulated one is always called so."""
-    device = stage.device
-    if device.kind != "emulated":
-        return device.kind
-    slower = f", {device.slowdown:g} times slower" if device.slowdown != 1.0 else ""
-    return f"emulated {device.profile}{slower}"
 
 
 def open_device(stage: Stage, model: Predicts) -> Device:

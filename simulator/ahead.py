@@ -141,7 +141,7 @@ class ReplicaAhead:
     def _one_at_a_time(self) -> bool:
         """Fills the log if nobody's deadline runs out; otherwise leaves it as it was and gives back False.
 
-        Lindley's recursion (The theory of queues with a single server, 1952): a request starts when it arrives or
+        Lindley's recursion (Wikipedia, "Lindley equation"), with a wake added: a request starts when it arrives or
         when the device is done with the one before it, whichever is later. So a start is known at the arrival, and
         the queue is full as long as the last but `room` of the admitted has not started. As running sums and a
         running maximum of arrays it would be faster, but rounding would have some start before they arrive.

@@ -19,9 +19,9 @@ from simulator.clock import LATE, At
 from simulator.draws import Draws, Floats, Quantiles
 from stages import catalogue
 from stages.calibration import Calibration
-from stages.spec import Stage
+from stages.spec import Stage, device_label
 
-__all__ = ["Device", "device_label", "open_device"]
+__all__ = ["Device", "open_device"]
 
 Finished = Callable[[list[Request], float, float], None]  # (batch, started_s, finished_s)
 
@@ -84,15 +84,6 @@ class FromQuantiles:
         if quantiles.fixed_s is not None:
             return np.full(count, quantiles.fixed_s)
         return quantiles.at_each(self._draws.first(self._used + count)[self._used :])
-
-
-def device_label(stage: Stage) -> str:
-    """How reports name the stage's device; an emulated one is always called so."""
-    device = stage.device
-    if device.kind != "emulated":
-        return device.kind
-    slower = f", {device.slowdown:g} times slower" if device.slowdown != 1.0 else ""
-    return f"emulated {device.profile}{slower}"
 
 
 def open_device(

@@ -16,7 +16,7 @@ from simpy import Environment, Event
 
 from simulator import ahead
 from simulator.clock import At
-from simulator.device import Device, device_label, open_device, service_quantiles
+from simulator.device import Device, open_device, service_quantiles
 from simulator.draws import Floats
 from simulator.host import Host
 from simulator.outcomes import ReplicaLog, to_records
@@ -24,7 +24,7 @@ from simulator.replica import Replica
 from stages import traffic
 from stages.calibration import Calibration, HostCosts
 from stages.records import Records
-from stages.spec import Stage, mean_rate_rps
+from stages.spec import Stage, device_label, mean_rate_rps
 
 Serve = Callable[[Stage, Floats, Device, Host], ReplicaLog]
 

@@ -266,6 +266,15 @@ def find_stage(name_or_path: str | Path) -> Path:
     raise StageError(str(name_or_path), [problem])
 
 
+def device_label(stage: Stage) -> str:
+    """How reports name the stage's device; an emulated one is always called so."""
+    device = stage.device
+    if device.kind != "emulated":
+        return device.kind
+    slower = f", {device.slowdown:g} times slower" if device.slowdown != 1.0 else ""
+    return f"emulated {device.profile}{slower}"
+
+
 def capacity_rps(service_time_s: Callable[[int], float], max_batch_size: int) -> float:
     """The most requests per second that one device serves: the best of n / service_time_s(n) over batch sizes n."""
     return max(n / service_time_s(n) for n in range(1, max_batch_size + 1))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from loadtests import calibrate
-from simulator.device import device_label, open_device
+from simulator.device import open_device
 from simulator.run import simulate
 from stages import catalogue
 from stages.calibration import Calibration
 from stages.records import Records
-from stages.spec import load_stage
+from stages.spec import device_label, load_stage
 from stages.traffic import Schedule
 from tests.made import a_calibration, a_stage
 

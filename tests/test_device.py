@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reference_apps.device import Device, device_label, open_device
+from reference_apps.device import Device, open_device
 from reference_apps.models import Model, load_model
 from stages import catalogue
-from stages.spec import Stage, load_stage
+from stages.spec import Stage, device_label, load_stage
 
 EMULATED = "t4-resnet50-fp16-pytorch"
 

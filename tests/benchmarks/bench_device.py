@@ -18,13 +18,13 @@ import numpy as np
 from rich.table import Table
 
 from loadtests.load import fire
-from reference_apps.device import Device, device_label, open_device
+from reference_apps.device import Device, open_device
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.models import Model, load_model
 from simulator.run import capacity_rps
 from stages import catalogue
 from stages.catalogue import Profile
-from stages.spec import Stage, load_stage
+from stages.spec import Stage, device_label, load_stage
 from stages.terminal import Exit, err, out
 from stages.traffic import at_rate
 
