@@ -32,7 +32,12 @@ from stages.spec import Stage, device_label, with_overrides
 from stages.streams import stream
 
 # A burst's requests arrive within a few milliseconds; in the sweep a batch waits this long for all of them.
-GATHER_S = 0.05
+GATHER_S = 0.012
+# Bursts follow closely, so that the device is warm as it is under load: a processor that rests between two batches
+# has lost the weights from its caches and takes a tenth longer.
+REST_S = 0.006
+# A batch that starts sooner than this after another had been waiting for it.
+WAITING_GAP_S = 0.001
 QUANTILES = 33
 LOW_LOAD = 0.1
 Progress = Callable[[str, float, float], None]  # what is done now, seconds gone by, seconds in all
@@ -136,7 +141,7 @@ def between_batches_s(sweep: Records) -> float:
     gaps = (
         sweep.batches.sort("batch")
         .with_columns((pl.col("started_s") - pl.col("finished_s").shift(1)).alias("gap_s"))
-        .filter(pl.col("gap_s") < GATHER_S / 10)["gap_s"]
+        .filter(pl.col("gap_s") < WAITING_GAP_S)["gap_s"]
     )
     return max(0.0, float(np.median(gaps.to_numpy()))) if gaps.len() else 0.0
 
@@ -171,7 +176,7 @@ def _sweep(stage: Stage, folder: Path, rounds: int, label: str, on_progress: Pro
         for size in order.tolist():
             arrivals += [at_s] * size
             batches = -(-size // largest)
-            at_s += GATHER_S + 0.03 + 1.3 * batches * guess_s(min(size, largest))
+            at_s += (GATHER_S if size < largest else 0.0) + REST_S + 1.1 * batches * guess_s(min(size, largest))
         bursts = _traced(with_overrides(stage, base), arrivals, at_s + 0.2, folder / "bursts.csv")
         total_s = bursts.traffic.duration_s
         return fire(
@@ -187,7 +192,7 @@ def _probe_service_s(stage: Stage, url: str, folder: Path, label: str, pid: int)
     singles = _traced(stage, [0.25 * k for k in range(8)], 2.2, folder / "singles.csv")
     record = fire(singles, url, folder / "warm-up", device=label, pids=(pid,)).records
     one_s = float((record.batches["finished_s"] - record.batches["started_s"]).to_numpy()[-4:].mean())
-    return lambda n: n * one_s
+    return lambda n: one_s * (1.0 + 0.6 * (n - 1))
 
 
 def _low_load(

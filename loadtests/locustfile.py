@@ -117,8 +117,7 @@ class Shots:
             replied_s = time.monotonic()
             record = response.headers.get("x-rung-record") if status == 200 else None
             if status != 200:
-                gave_up = isinstance(response.error, gevent.Timeout)  # the client takes ours for a broken connection
-                error = GAVE_UP if gave_up else str(response.error or f"HTTP {status}")
+                error = GAVE_UP if _timed_out(response.error) else str(response.error or f"HTTP {status}")
                 reason = _reason(response.content)
                 response.failure(reason or error)
             # Locust's own pages show the latency that this project means: from the scheduled time.
@@ -225,8 +224,8 @@ def _ready(environment: Any, **_: Any) -> None:
         options.num_users = OpenLoopUser.fixed_count
     else:
         environment.user_classes = [ClosedLoopUser]
-        ClosedLoopUser.fixed_count = stage.traffic.users
-        options.num_users, options.spawn_rate = stage.traffic.users, stage.traffic.users
+        options.num_users = ClosedLoopUser.fixed_count = stage.traffic.users
+    options.spawn_rate = options.num_users  # all at once: at Locust's one a second every further worker would be late
     for user in (OpenLoopUser, ClosedLoopUser):
         user.host = environment.host
         user.connection_timeout = user.network_timeout = stage.traffic.timeout_s
@@ -310,6 +309,11 @@ def _wait_until(at_s: float) -> None:
         gevent.sleep(remaining_s - GIVE_WAY_S)
     while time.monotonic() < at_s:
         gevent.sleep(0)
+
+
+def _timed_out(error: Any) -> bool:
+    """True when a request ended by a timer, ours above all: the client takes that for a broken connection."""
+    return isinstance(getattr(error, "original", error), (gevent.Timeout, TimeoutError))
 
 
 def _reason(content: bytes | None) -> str:

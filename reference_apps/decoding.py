@@ -16,8 +16,11 @@ MAX_PIXELS = 50_000_000
 class Decodes(Protocol):
     """What decoding needs to know of a model."""
 
-    input_shape: tuple[int, ...]
-    png_mode: str | None
+    @property
+    def input_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def png_mode(self) -> str | None: ...
 
     def from_image(self, image: Image.Image) -> np.ndarray: ...
 

@@ -86,6 +86,7 @@ class Replica:
         if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
             body = await _read_body(receive, self.stage.admission.max_body_bytes)
             status, headers, content = await self.answer(dict(scope["headers"]), body)
+            headers.append((b"content-length", b"%d" % len(content)))
             start = {"type": "http.response.start", "status": status, "headers": headers}
             await send(start)
             await send({"type": "http.response.body", "body": content})

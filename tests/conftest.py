@@ -66,14 +66,6 @@ def micro_batched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-@pytest.fixture(scope="session")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One request at a time, 1.3 s each, and room for two: whoever wants to see a queue sees one."""
-    changes = {"device.slowdown": 100.0, "admission.max_queue_length": 2, "admission.max_body_bytes": 2048}
-    with serving("single-vm", tmp_path_factory.mktemp("slow"), changes) as served:
-        yield served
-
-
 Rung = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -75,14 +75,15 @@ def test_a_batch_reaches_the_model_in_one_piece_and_in_order() -> None:
     assert batch.dtype == np.float32
 
 
-def test_a_model_that_raises_is_not_held_back() -> None:
+def test_what_a_model_raises_comes_through() -> None:
     class Broken:
         def predict(self, inputs: np.ndarray) -> list[dict[str, Any]]:
             raise RuntimeError("no such layer")
 
-    # Held back for an hour it would run into the time limit of the tests.
+    device = Device("emulated", Broken(), lambda _: 0.05)
     with pytest.raises(RuntimeError, match="no such layer"):
-        Device("emulated", Broken(), lambda _: 3600.0).run([np.ones(2, np.float32)])
+        device.run([np.ones(2, np.float32)])
+    assert device.overruns == 0
 
 
 def test_a_batch_beyond_the_profile_is_refused() -> None:

@@ -1,0 +1,77 @@
+"""When is a run void, and what is said about it?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import polars as pl
+import pytest
+
+from loadtests.checks import SelfCheck, self_check, why_void
+from loadtests.raw_rows import SCHEMA, Fired
+
+SERVICE_S = 0.010
+SOUND = SelfCheck(lag_s_p50=0.0001, lag_s_p99=0.001, fired_share=1.0, generator_cpu_share=0.5, foreign_cpu_share=0.02)
+
+
+def fired(*scheduled_and_sent_s: tuple[float, float], due: int, cpu_share: float = 0.0) -> Fired:
+    rows = [
+        (n, 0, at_s, sent_s, sent_s + 1, 200, "", None, None) for n, (at_s, sent_s) in enumerate(scheduled_and_sent_s)
+    ]
+    return Fired(pl.DataFrame(rows, schema=SCHEMA, orient="row"), 0.0, due, cpu_share)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lag_s_p99": 0.1 * SERVICE_S},
+        {"fired_share": 0.98},
+        {"generator_cpu_share": 0.90},
+        {"foreign_cpu_share": 0.10},
+    ],
+)
+def test_a_run_on_the_edge_is_sound(changes: dict[str, float]) -> None:
+    assert why_void(replace(SOUND, **changes), SERVICE_S) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"lag_s_p99": 0.0011},
+            "The generator was late: p99 of its lag was 1.10 ms, over 10% of the service time of 10.00 ms.",
+        ),
+        (
+            {"lag_s_p99": math.inf},
+            "The generator was late: p99 of its lag was inf ms, over 10% of the service time of 10.00 ms.",
+        ),
+        ({"fired_share": 0.979}, "Only 97.9% of the schedule was fired, under 98%."),
+        ({"generator_cpu_share": 0.91}, "The generator took 91% of a core, over 90%."),
+        ({"foreign_cpu_share": 0.11}, "The host was busy with something else: 11% of its cores, over 10%."),
+        (
+            {"fired_share": 0.5, "foreign_cpu_share": 1.0},
+            "Only 50.0% of the schedule was fired, under 98%. "
+            "The host was busy with something else: 100% of its cores, over 10%.",
+        ),
+    ],
+)
+def test_a_void_run_says_every_reason(changes: dict[str, float], told: str) -> None:
+    assert why_void(replace(SOUND, **changes), SERVICE_S) == told
+
+
+def test_the_figures_of_a_run() -> None:
+    lags_s = [0.001 * n for n in range(101)]
+    run = fired(*((1.0 + n, 1.0 + n + lag_s) for n, lag_s in enumerate(lags_s)), due=202, cpu_share=0.25)
+    check = self_check(run, foreign_cpu_share=0.125)
+    assert check.lag_s_p50 == pytest.approx(0.050)
+    assert check.lag_s_p99 == pytest.approx(0.099)
+    assert (check.fired_share, check.generator_cpu_share, check.foreign_cpu_share) == (0.5, 0.25, 0.125)
+
+
+@pytest.mark.parametrize("due", [0, 10])
+def test_a_run_that_fired_nothing_is_void(due: int) -> None:
+    check = self_check(fired(due=due), 0.0)
+    assert (check.lag_s_p99, check.fired_share) == (math.inf, 0.0)
+    assert why_void(check, SERVICE_S) is not None

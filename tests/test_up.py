@@ -1,0 +1,188 @@
+"""`rung up`, `status` and `down` as commands, and what happens when a replica dies, or the supervisor does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from reference_apps.launchers.process import LaunchError, ProcessLauncher, probe, wait_until
+from reference_apps.models.inputs import WEIGHTS_DIR
+from reference_apps.up import Up, list_up
+from stages.spec import load_stage
+from tests.conftest import PATIENCE_S, Rung, Served, processes_of, result
+
+INPUT = {"input": [[[0.5] * 8] * 8]}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def pids_of(described: dict[str, Any]) -> list[int]:
+    return [described["supervisor_pid"], *(replica["pid"] for replica in described["replicas"])]
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.post(f"{url}/predict", json=INPUT, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_up_status_down(rung: Rung, runs: Path) -> None:
+    up = result(rung("up", "micro-batched", "--set", "slo.latency_s=0.25", "--json"))
+    assert up["stage"] == "micro-batched"
+    assert answers(up["url"])
+    (replica,) = up["replicas"]
+    assert (replica["url"], replica["ready"], alive(replica["pid"])) == (up["url"], True, True)
+    assert load_stage(Path(up["folder"]) / "stage.toml").slo.latency_s == 0.25
+
+    (status,) = result(rung("status", "--json"))["stages"]
+    assert {key: status[key] for key in up if key != "up_for_s"} == {k: up[k] for k in up if k != "up_for_s"}
+    assert status["up_for_s"] > 0
+    table = rung("status").stdout
+    assert str(replica["pid"]) in table
+
+    again = rung("up", "micro-batched")
+    assert again.returncode == 2
+    assert again.stderr.strip() == (
+        "micro-batched: is up already. See `rung status`, or stop it with `rung down micro-batched`."
+    )
+
+    another = rung("down", "single-vm")
+    assert another.returncode == 2
+    assert another.stderr.strip() == "single-vm: is not up. What is up: micro-batched."
+
+    assert result(rung("down", "micro-batched", "--json")) == {"stopped": [{"stage": "micro-batched", "drained": True}]}
+    assert [pid for pid in pids_of(up) if alive(pid)] == []
+    assert not probe(f"{up['url']}/healthz")
+    assert list((runs / "up").iterdir()) == []
+    assert result(rung("status", "--json")) == {"stages": []}
+
+
+def test_nothing_is_up(rung: Rung) -> None:
+    assert rung("status").stdout == "Nothing is up. Start a stage with `rung up micro-batched`.\n"
+    assert rung("down").stdout == "Nothing is up.\n"
+    assert result(rung("down", "--json")) == {"stopped": []}
+    down = rung("down", "micro-batched")
+    assert (down.returncode, down.stderr) == (2, "micro-batched: is not up. What is up: nothing.\n")
+
+
+def test_what_dies_is_started_again_and_nothing_outlives_the_supervisor(rung: Rung, runs: Path) -> None:
+    up = result(rung("up", "single-vm", "--json"))
+    (before,) = up["replicas"]
+    os.kill(before["pid"], signal.SIGKILL)
+
+    def replaced() -> bool:
+        (now,) = list_up()
+        return now.replicas[0]["pid"] != int(before["pid"])
+
+    assert wait_until(replaced, PATIENCE_S)
+    (status,) = result(rung("status", "--json"))["stages"]
+    (after,) = status["replicas"]
+    assert (after["port"], after["ready"]) == (before["port"], True)
+    assert answers(up["url"])
+    log = (Path(up["folder"]) / "supervisor.log").read_text()
+    assert f"replica 0 (pid {before['pid']}) ended with signal SIGKILL." in log
+    assert f"replica 0 is started again on port {before['port']}" in log
+    assert status["up_for_s"] > up["up_for_s"]
+
+    os.kill(up["supervisor_pid"], signal.SIGKILL)
+    assert wait_until(lambda: not any(map(alive, pids_of(status))), PATIENCE_S)
+    assert processes_of(runs) == []
+    assert result(rung("status", "--json")) == {"stages": []}
+
+
+def test_a_bad_weights_file_is_told_with_its_log_and_leaves_nothing_running(
+    rung: Rung, runs: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "torn.safetensors"
+    weights.write_bytes((WEIGHTS_DIR / "digits.safetensors").read_bytes()[:5000])
+    done = rung("up", "micro-batched", "--set", f"model.weights={weights}")
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("micro-batched did not start.\n")
+    assert f"{weights}: 1 problem\n" in done.stderr
+    assert "must be a readable safetensors file" in done.stderr
+    assert "replica 0" in done.stderr
+    assert "ended with exit status 2." in done.stderr
+    log = Path(done.stderr.strip().splitlines()[-1].removeprefix("The whole log: "))
+    assert log.read_text() != ""
+    assert processes_of(runs) == []
+    assert result(rung("status", "--json")) == {"stages": []}
+
+
+def test_a_bad_stage_is_refused_before_anything_is_started(rung: Rung, runs: Path) -> None:
+    done = rung("up", "micro-batched", "--set", "batching.max_batch_siz=4")
+    assert done.returncode == 2
+    assert "Did you mean 'max_batch_size'?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not runs.exists()
+
+
+def test_a_runs_folder_that_cannot_be_written_to_is_told(
+    rung: Rung, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setenv("RUNG_RUNS", str(file))
+    done = rung("up", "micro-batched")
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        f"{file}: must be a folder that can be written to, got 'Not a directory'. "
+        "Logs and state would have no place. Set RUNG_RUNS to another."
+    )
+
+
+def test_what_a_crash_left_behind_is_cleared_away(runs: Path) -> None:
+    states = runs / "up"
+    states.mkdir(parents=True)
+    gone = Up("gone", "http://127.0.0.1:9", "", 2**22 - 1, 0.0, [], 0.0)
+    (states / "gone.json").write_text(json.dumps(vars(gone)))
+    reused = Up("reused", "http://127.0.0.1:9", "", os.getpid(), 0.0, [], 0.0)  # the pid of somebody else by now
+    (states / "reused.json").write_text(json.dumps(vars(reused)))
+    (states / "half.json").write_text('{"stage": "ha')
+    (states / "other.json").write_text('{"some": "thing"}')
+    assert list_up() == []
+    assert list(states.iterdir()) == []
+
+
+def test_a_launcher_that_fails_leaves_nothing_behind(runs: Path, tmp_path: Path) -> None:
+    stage = load_stage("micro-batched", {"lifecycle.ready_timeout_s": 0.05})
+    with pytest.raises(LaunchError, match=r"replica 0 was not ready after 0\.05 s \(lifecycle\.ready_timeout_s\)"):
+        ProcessLauncher(stage, tmp_path / "stack").start()
+    assert processes_of(runs) == []
+
+
+def test_a_replica_that_dies_while_it_starts_again_keeps_its_port(tmp_path: Path) -> None:
+    with ProcessLauncher(load_stage("micro-batched"), tmp_path) as launcher:
+        port, stage_file = launcher.replicas[0].port, tmp_path / "stage.toml"
+        kept = stage_file.read_text()
+        launcher.replicas[0].process.kill()
+        launcher.replicas[0].process.wait()
+        stage_file.write_text("no stage")
+        with pytest.raises(LaunchError, match=r"replica 0 \(pid \d+\) ended with exit status 2"):
+            launcher.restart(launcher.replicas[0])
+        stage_file.write_text(kept)
+        launcher.restart(launcher.replicas[0])
+        assert launcher.replicas[0].port == port
+        assert answers(launcher.replicas[0].url)
+
+
+def test_probing_asks_no_proxy(micro_batched: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert probe(f"{micro_batched.url}/readyz")
+    assert not probe(f"{micro_batched.url}/nowhere")
