@@ -14,14 +14,15 @@ import datetime as dt
 import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import psutil
 
-from loadtests.load import fire
+from loadtests.checks import FOREIGN_CPU_MAX
+from loadtests.load import Loaded, fire
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.up import runs_folder
 from stages import catalogue
@@ -38,6 +39,7 @@ GATHER_S = 0.012
 REST_S = 0.006
 # A batch that starts sooner than this after another had been waiting for it.
 WAITING_GAP_S = 0.001
+ATTEMPTS = 3  # to find the machine quiet
 QUANTILES = 33
 LOW_LOAD = 0.1
 Progress = Callable[[str, float, float], None]  # what is done now, seconds gone by, seconds in all
@@ -57,10 +59,12 @@ def calibrate(
     Raises LaunchError when the stage does not start and LoadError when the load generator fails.
     """
     label = device_label(stage)
-    sweep = _sweep(stage, folder / "sweep", rounds, label, on_progress)
+    swept = _sweep(stage, folder / "sweep", rounds, label, on_progress)
+    sweep = swept.records
     services = service_times(sweep)
     low_rate_rps = LOW_LOAD * stage.batching.max_batch_size / services[-1].mean_s
-    low_load = _low_load(stage, folder / "low-load", low_rate_rps, low_load_duration_s, label, on_progress)
+    light = _low_load(stage, folder / "low-load", low_rate_rps, low_load_duration_s, label, on_progress)
+    low_load = light.records
     return Calibration(
         stage=stage.name,
         machine=machine(),
@@ -71,6 +75,7 @@ def calibrate(
         low_load_rate_rps=low_rate_rps,
         service_times=services,
         host=host_costs(stage, sweep, low_load),
+        caveats=(*_busy("batch sweep", swept), *_busy("low load", light)),
     )
 
 
@@ -157,7 +162,7 @@ def reply_per_item_s(sweep: Records) -> float:
     return float(np.median(spans["step_s"].to_numpy())) if spans.height else 0.0
 
 
-def _sweep(stage: Stage, folder: Path, rounds: int, label: str, on_progress: Progress) -> Records:
+def _sweep(stage: Stage, folder: Path, rounds: int, label: str, on_progress: Progress) -> Loaded:
     """Bursts of every size in mixed order, and of twice the largest, so that one batch waits for another."""
     largest = stage.batching.max_batch_size
     sizes = [*sweep_sizes(largest), 2 * largest]
@@ -179,9 +184,9 @@ def _sweep(stage: Stage, folder: Path, rounds: int, label: str, on_progress: Pro
             at_s += (GATHER_S if size < largest else 0.0) + REST_S + 1.1 * batches * guess_s(min(size, largest))
         bursts = _traced(with_overrides(stage, base), arrivals, at_s + 0.2, folder / "bursts.csv")
         total_s = bursts.traffic.duration_s
-        return fire(
-            bursts, url, folder, device=label, pids=(pid,), on_second=lambda s: on_progress("Batch sweep", s, total_s)
-        ).records
+        return _fire_in_quiet(
+            bursts, url, folder, label, pid, on_second=lambda s: on_progress("Batch sweep", s, total_s)
+        )
 
 
 def _probe_service_s(stage: Stage, url: str, folder: Path, label: str, pid: int) -> Callable[[int], float]:
@@ -197,7 +202,7 @@ def _probe_service_s(stage: Stage, url: str, folder: Path, label: str, pid: int)
 
 def _low_load(
     stage: Stage, folder: Path, rate_rps: float, duration_s: float, label: str, on_progress: Progress
-) -> Records:
+) -> Loaded:
     traffic = {
         "traffic.rate": {"shape": "constant", "rate_rps": rate_rps},
         "traffic.arrivals": "poisson",
@@ -210,14 +215,36 @@ def _low_load(
     with ProcessLauncher(light, folder) as launcher:
         replica = launcher.replicas[0]
         time.sleep(0.5)
-        return fire(
+        return _fire_in_quiet(
             light,
             replica.url,
             folder,
-            device=label,
-            pids=(replica.process.pid,),
+            label,
+            replica.process.pid,
             on_second=lambda s: on_progress("Low load", s, duration_s),
-        ).records
+        )
+
+
+def _fire_in_quiet(
+    stage: Stage, url: str, folder: Path, label: str, pid: int, *, on_second: Callable[[float], None]
+) -> Loaded:
+    """Fires the stage's traffic, and again while the host is busy with something else; gives the quietest run."""
+    loaded = []
+    for attempt in range(ATTEMPTS):
+        run = fire(stage, url, folder / f"attempt-{attempt + 1}", device=label, pids=(pid,), on_second=on_second)
+        if run.check.foreign_cpu_share <= FOREIGN_CPU_MAX:
+            return run
+        loaded.append(run)
+    return min(loaded, key=lambda run: run.check.foreign_cpu_share)
+
+
+def _busy(what: str, loaded: Loaded) -> Iterator[str]:
+    share = loaded.check.foreign_cpu_share
+    if share > FOREIGN_CPU_MAX:
+        yield (
+            f"Calibrated on a busy machine: other processes took {share:.0%} of its cores during the {what}. "
+            "Predictions are off by what that cost; calibrate again on a quiet one."
+        )
 
 
 def _traced(stage: Stage, arrivals_s: list[float], duration_s: float, path: Path) -> Stage:

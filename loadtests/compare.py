@@ -103,7 +103,7 @@ def compare(
         runs=runs,
         rows=report.rows(stage.name, runs, stage.slo.latency_s),
         curve=predicted_curve(stage, calibration, capacity, plan),
-        caveats=list(dict.fromkeys(caveats)),
+        caveats=list(dict.fromkeys([*calibration.caveats, *caveats])),
         made_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         short=plan.short,
     )

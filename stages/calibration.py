@@ -55,6 +55,7 @@ class Calibration(_Part):
     low_load_rate_rps: float
     service_times: tuple[ServiceTimes, ...] = ()
     host: HostCosts = HostCosts()
+    caveats: tuple[str, ...] = ()  # why it may be off: the machine was busy with something else, say
 
     def service_time_s(self, batch_size: int) -> float:
         """Mean device time of a batch in seconds. Raises ValueError for a size that was not swept."""

@@ -374,6 +374,9 @@ def test_a_request_that_expires_in_the_queue_costs_no_device_time(gated: Gated) 
     assert problem(expires.result()) == (504, "deadline", told)
     assert waits.result().status_code == 200
     assert gated.gate.batches == [[0.0], [2.0]]
+    with httpx.Client(base_url=gated.url, trust_env=False) as client:
+        counts = scraped(client)
+    assert (counts["rung_requests_total/timed_out/deadline"], counts["rung_batch_size_count"]) == (1, 2)
 
 
 def test_the_stages_own_deadline_holds_for_those_who_bring_none() -> None:
@@ -417,6 +420,20 @@ def test_a_client_that_goes_away_does_not_harm_its_batch(gated: Gated, caplog: p
     assert stays.result().json()["sum"] == 3.0
     assert gated.gate.batches == [[0.0], [1.0, 2.0]]
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_handler_that_was_cancelled_does_not_harm_its_batch(gated: Gated) -> None:
+    loop = gated.replica._loop
+    assert loop is not None
+    body = b'{"input": [1.0, 1.0]}'
+    answer = gated.replica.answer({b"content-type": b"application/json"}, body)
+    cancelled = asyncio.run_coroutine_threadsafe(answer, loop)
+    gated.await_queue(1)
+    cancelled.cancel()
+    (stays,) = gated.queue(2.0)
+    gated.gate.open()
+    assert stays.result().json()["sum"] == 3.0
+    assert gated.gate.batches == [[0.0], [1.0, 2.0]]
 
 
 def test_a_client_that_goes_away_within_its_body_does_no_harm(gated: Gated, caplog: pytest.LogCaptureFixture) -> None:
