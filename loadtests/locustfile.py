@@ -178,6 +178,7 @@ class ClosedLoopUser(FastHttpUser):
         shots = _shots(self.environment)
         began_s, duration_s = shots.began.get(), shots.stage.traffic.duration_s
         user = next(shots.numbers)
+        gevent.sleep(max(0.0, began_s - time.monotonic()))
         draws: Iterator[tuple[float, int]] = user_draws(shots.stage.traffic, user)
         for think_time_s, item in draws:
             if time.monotonic() + think_time_s - began_s >= duration_s:
