@@ -95,6 +95,8 @@ def load(
     else:
         _print_metrics(metrics, f"{resolved.name}, measured")
         out.print(f"Records and logs: {kept}")
+    if metrics["failed_share"] > 0:
+        fail(f"{metrics['failed_share']:.1%} of the requests failed: the reasons stand in {kept}/requests.parquet.")
     if void:
         fail(f"This run is void. {void}", Exit.VOID)
 
@@ -166,6 +168,36 @@ def compare(
         out.print(f"Report: {page}")
     if all(run.void for run in comparison.runs):
         fail("Every run is void: see the reasons in the report. Quiet the machine, or lower the loads.", Exit.VOID)
+
+
+@app.command(name="report")
+def report_(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run folder that `rung compare` left.")],
+    calibration_file: Annotated[
+        Path | None, typer.Option("--calibration", help="Predict with this one instead of the folder's own.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Predict the runs of a finished comparison again, with the simulator of today, and write its report anew."""
+    from loadtests import report
+    from loadtests.compare import again
+
+    calibration = None if calibration_file is None else _read_calibration(calibration_file)
+    try:
+        with _failures(), err.status(f"Predicting {folder} again …"):
+            comparison = again(folder, calibration)
+            page = report.write_report(comparison, folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        fail(
+            f"{folder}: is not a run folder that `rung compare` finished ({reason}). Name one under runs/.",
+            Exit.MISUSED,
+        )
+    if json_:
+        print_json(report.document(comparison, page))
+        return
+    report.print_table(comparison, out)
+    out.print(f"Report: {page}")
 
 
 def _resolved(

@@ -10,8 +10,10 @@ A prediction is made from the stage, the schedule and the calibration; it never 
 from __future__ import annotations
 
 import datetime as dt
+import json
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loadtests import report
@@ -23,9 +25,10 @@ from simulator.run import beyond_calibration, capacity_rps, simulate
 from simulator.timeline import write_timeline
 from stages import records
 from stages.calibration import Calibration
+from stages.calibration import read as read_calibration
 from stages.calibration import write as write_calibration
 from stages.metrics import summarise
-from stages.spec import Stage, device_label, stage_toml, with_overrides
+from stages.spec import Stage, device_label, load_stage, stage_toml, with_overrides
 from stages.traffic import at_rate, schedule
 
 # A void run is repeated at once, so many times at most for one point; a short comparison has no time for more.
@@ -87,26 +90,78 @@ def compare(
                         ),
                     )
                 )
+    return _result(stage, calibration, runs, folder, capacity=capacity, command=command, short=plan.short)
+
+
+def again(folder: Path, calibration: Calibration | None = None) -> report.Comparison:
+    """The comparison of a run folder with its real runs as they were, predicted anew by the simulator of today.
+
+    `calibration` stands in for the folder's own. Raises OSError or ValueError when the folder holds no comparison.
+    """
+    stage = load_stage(folder / "stage.toml")
+    told = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    calibration = calibration or read_calibration(folder / "calibration.json")
+    why_void = {(run["load"], run["repeat"]): run["why"] for run in told["void_runs"]}
+    runs = []
+    for (load, repeat), path in sorted(_last_attempts(folder).items()):
+        measured = records.read(path / "measured")
+        point = at_load(stage, load, told["capacity_rps"], measured.window_s)
+        predicted = simulate(point, schedule(point.traffic), calibration=calibration)
+        records.write(predicted, path / "predicted")
+        rate_rps = measured.requests.height / measured.window_s
+        runs.append(report.Run(load, rate_rps, repeat, why_void.get((load, repeat)), measured, predicted))
+    if not runs:
+        raise ValueError(f"{folder}: holds no runs")
+    write_calibration(calibration, folder / "calibration.json")
+    made = _result(
+        stage, calibration, runs, folder, capacity=told["capacity_rps"], command=told["command"], short=told["short"]
+    )
+    return replace(made, machine=told["machine"], made_at=told["made_at"])
+
+
+def _result(
+    stage: Stage,
+    calibration: Calibration,
+    runs: list[report.Run],
+    folder: Path,
+    *,
+    capacity: float,
+    command: str,
+    short: bool,
+) -> report.Comparison:
+    """What the runs of both worlds amount to; their timeline is left in `folder`."""
     write_timeline(folder / "timeline.json", _busiest(runs).measured, _busiest(runs).predicted)
+    loads, duration_s = sorted({run.load for run in runs}), runs[0].measured.window_s
     caveats = [
         sentence
-        for load in plan.loads
-        for sentence in beyond_calibration(at_load(stage, load, capacity, plan.duration_s), calibration)
+        for load in loads
+        for sentence in beyond_calibration(at_load(stage, load, capacity, duration_s), calibration)
     ]
     return report.Comparison(
         stage=stage,
-        device_label=label,
+        device_label=device_label(stage),
         machine=machine(),
         command=command,
         capacity_rps=capacity,
         calibration=calibration,
         runs=runs,
         rows=report.rows(stage.name, runs, stage.slo.latency_s),
-        curve=predicted_curve(stage, calibration, capacity, plan),
+        curve=predicted_curve(stage, calibration, capacity, loads, duration_s),
         caveats=list(dict.fromkeys([*calibration.caveats, *caveats])),
         made_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        short=plan.short,
+        short=short,
     )
+
+
+def _last_attempts(folder: Path) -> dict[tuple[float, int], Path]:
+    """Load and repeat → the folder of its last attempt, which is the one that counted."""
+    found: dict[tuple[float, int], tuple[int, Path]] = {}
+    for path in folder.glob("load-*"):
+        named = re.fullmatch(r"load-([0-9.e-]+)-run-(\d+)(?:-again-(\d+))?", path.name)
+        if named and (path / "measured").is_dir():
+            key, attempt = (float(named[1]), int(named[2]) - 1), int(named[3] or 0)
+            found[key] = max(found.get(key, (-1, path)), (attempt, path))
+    return {key: path for key, (_, path) in found.items()}
 
 
 def at_load(stage: Stage, load: float, capacity: float, duration_s: float) -> Stage:
@@ -117,12 +172,14 @@ def at_load(stage: Stage, load: float, capacity: float, duration_s: float) -> St
     return timed.model_copy(update={"traffic": traffic.model_copy(update={"seed": seed})})
 
 
-def predicted_curve(stage: Stage, calibration: Calibration, capacity: float, plan: Plan) -> list[dict[str, float]]:
+def predicted_curve(
+    stage: Stage, calibration: Calibration, capacity: float, loads: Sequence[float], least_duration_s: float
+) -> list[dict[str, float]]:
     """Predictions alone, over a finer grid of loads and longer runs than the real ones."""
     points = []
-    highest = max([1.0, *plan.loads])
+    highest = max([1.0, *loads])
     for load in [x for x in CURVE_LOADS if x <= highest]:
-        duration_s = max(plan.duration_s, CURVE_REQUESTS / (load * capacity))
+        duration_s = max(least_duration_s, CURVE_REQUESTS / (load * capacity))
         point = at_load(stage, load, capacity, duration_s)
         found = summarise(simulate(point, calibration=calibration), stage.slo.latency_s)
         keys = ("latency_s_p50", "latency_s_p95", "latency_s_p99", "throughput_rps")

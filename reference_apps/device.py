@@ -42,7 +42,7 @@ class Device:
     def run(self, inputs: list[np.ndarray]) -> list[dict[str, Any]]:
         """Gives the model's answers to a batch, after the time that the device takes for it.
 
-        Raises whatever the model raises, at once.
+        Raises whatever the model raises.
         """
         if self.service_time_s is None:
             return self._model.predict(np.stack(inputs))

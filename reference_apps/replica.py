@@ -71,7 +71,7 @@ class Replica:
         self.stage = stage
         self.number = number
         self.batcher = Batcher(stage.batching, stage.admission)
-        self.metrics = ReplicaMetrics(self.batcher, stage.batching.max_batch_size)
+        self.metrics = ReplicaMetrics(self.batcher, stage.batching.max_batch_size, self._overruns)
         self.batches: deque[tuple[int, float, float, int]] = deque(maxlen=BATCHES_KEPT)
         self.device: Device | None = None
         self.model: Any = None
@@ -207,6 +207,9 @@ class Replica:
         if len(batch) == 1:
             return [None]
         return [answer for request in batch for answer in self._run([request])]
+
+    def _overruns(self) -> int:
+        return self.device.overruns if self.device is not None else 0
 
     def _refuse(self, request: Request) -> None:
         self._hand_back([request], [Reply(None, "deadline")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -15,7 +15,7 @@ DEVICE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2
 class ReplicaMetrics:
     """The metrics of one replica in a registry of their own. Names and units follow Prometheus' conventions."""
 
-    def __init__(self, batcher: Batcher, max_batch_size: int) -> None:
+    def __init__(self, batcher: Batcher, max_batch_size: int, overruns: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
         depth = Gauge("rung_queue_depth", "Requests waiting for a batch", registry=self._registry)
         depth.set_function(lambda: batcher.queue_length)
@@ -33,6 +33,12 @@ class ReplicaMetrics:
         self._device = Histogram(
             "rung_device_seconds", "Device time of a batch", buckets=DEVICE_BUCKETS_S, registry=self._registry
         )
+        late = Gauge(
+            "rung_device_overruns",
+            "Emulated batches whose real computation took longer than their pace",
+            registry=self._registry,
+        )
+        late.set_function(overruns)
         self._requests = Counter(
             "rung_requests", "Requests by outcome and reason", ["outcome", "reason"], registry=self._registry
         )

@@ -9,6 +9,7 @@ What is up is written in `runs/up/<stage>.json`, so that any later command finds
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -128,7 +129,7 @@ def supervise(folder: Path, stopping: threading.Event) -> None:
     """Runs the stage of `folder` until `stopping` is set. Raises LaunchError when it cannot be kept up."""
     stage = load_stage(folder / "stage.toml")
     state = _state_file(stage.name)
-    with ProcessLauncher(stage, folder) as launcher:
+    with _alone(stage.name), ProcessLauncher(stage, folder) as launcher:
         try:
             since = time.time()
             _write_state(state, stage, launcher, since)
@@ -182,6 +183,21 @@ def _read_state(path: Path) -> Up | None:
         return Up(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+@contextlib.contextmanager
+def _alone(stage_name: str) -> Iterator[None]:
+    """Holds the stage's lock, which ends with this process; two commands at once must not both start a stage."""
+    path = runs_folder() / "up" / f"{stage_name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LaunchError(
+                f"{stage_name}: is being started or is up already, by another command. See `rung status`."
+            ) from None
+        yield
 
 
 def _state_file(stage_name: str) -> Path:

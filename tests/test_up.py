@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from reference_apps.launchers.process import LaunchError, ProcessLauncher, probe
 from reference_apps.models.inputs import WEIGHTS_DIR
 from reference_apps.up import Up, list_up
 from stages.spec import load_stage
-from tests.conftest import PATIENCE_S, Rung, Served, processes_of, result
+from tests.conftest import PATIENCE_S, ROOT, Rung, Served, processes_of, result
 
 INPUT = {"input": [[[0.5] * 8] * 8]}
 
@@ -186,3 +188,13 @@ def test_probing_asks_no_proxy(micro_batched: Served, monkeypatch: pytest.Monkey
         monkeypatch.delenv(name, raising=False)
     assert probe(f"{micro_batched.url}/readyz")
     assert not probe(f"{micro_batched.url}/nowhere")
+
+
+def test_two_commands_at_once_start_a_stage_once(runs: Path, rung: Rung) -> None:
+    commands = [[sys.executable, "-m", "rung", "up", "single-vm", "--json"]] * 2
+    both = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) for c in commands]
+    said = [process.communicate(timeout=2 * PATIENCE_S) for process in both]
+    assert sorted(process.returncode for process in both) in ([0, 1], [0, 2])
+    assert any("up already" in stderr for _, stderr in said)
+    assert len(result(rung("status", "--json"))["stages"]) == 1
+    assert rung("down").returncode == 0
