@@ -118,6 +118,19 @@ def test_overload_is_shed_in_both_worlds(compared: tuple[Path, dict[str, Any], P
         assert "queue_full" in records.read(run / world).requests["reason"].cast(pl.String).to_list()
 
 
+def test_predicted_again_it_is_the_same(compared: tuple[Path, dict[str, Any], Path]) -> None:
+    folder, document, runs = compared
+    done = subprocess.run(
+        [RUNG, "report", str(folder), "--json"],
+        env=os.environ | {"RUNG_RUNS": str(runs)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert json.loads(done.stdout) == document
+
+
 def test_loads_are_read() -> None:
     assert _loads("0.2, 0.95") == [0.2, 0.95]
 
@@ -132,6 +145,7 @@ def test_loads_are_read() -> None:
             'traffic.loop: must be "open"',
         ),
         (["compare", "single-vm", "--calibration", "no.json"], "no.json: cannot be read (No such file or directory)"),
+        (["report", "nowhere"], "nowhere: is not a run folder that `rung compare` finished"),
         (["load", "single-vm"], "single-vm: is not up. Start it with `rung up single-vm`, or give --url."),
         (["load", "single-vm", "--rate", "-1"], "--rate"),
         (["calibrate", "single-vm", "--set", "slo"], "--set slo: must be KEY=VALUE"),
