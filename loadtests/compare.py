@@ -13,8 +13,9 @@ import datetime as dt
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from loadtests import report
 from loadtests.calibrate import machine
@@ -28,7 +29,7 @@ from stages.calibration import Calibration
 from stages.calibration import read as read_calibration
 from stages.calibration import write as write_calibration
 from stages.metrics import summarise
-from stages.spec import Stage, device_label, load_stage, stage_toml, with_overrides
+from stages.spec import Stage, TraceRate, device_label, load_stage, stage_toml, with_overrides
 from stages.traffic import at_rate, schedule
 
 # A void run is repeated at once, so many times at most for one point; a short comparison has no time for more.
@@ -66,6 +67,14 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stage.toml").write_text(stage_toml(stage), encoding="utf-8")
     write_calibration(calibration, folder / "calibration.json")
+    about = {
+        "command": command,
+        "capacity_rps": capacity,
+        "short": plan.short,
+        "machine": machine(),
+        "made_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    }
+    (folder / "about.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     runs: list[report.Run] = []
     total_s = len(plan.loads) * plan.repeat * (plan.duration_s + 2.0)
     with ProcessLauncher(_served(stage), folder / "stack") as launcher:
@@ -90,7 +99,7 @@ def compare(
                         ),
                     )
                 )
-    return _result(stage, calibration, runs, folder, capacity=capacity, command=command, short=plan.short)
+    return _result(stage, calibration, runs, folder, about)
 
 
 def again(folder: Path, calibration: Calibration | None = None) -> report.Comparison:
@@ -99,39 +108,30 @@ def again(folder: Path, calibration: Calibration | None = None) -> report.Compar
     `calibration` stands in for the folder's own. Raises OSError or ValueError when the folder holds no comparison.
     """
     stage = load_stage(folder / "stage.toml")
-    told = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     calibration = calibration or read_calibration(folder / "calibration.json")
-    why_void = {(run["load"], run["repeat"]): run["why"] for run in told["void_runs"]}
     runs = []
     for (load, repeat), path in sorted(_last_attempts(folder).items()):
         measured = records.read(path / "measured")
-        point = at_load(stage, load, told["capacity_rps"], measured.window_s)
+        void = json.loads((path / "check.json").read_text(encoding="utf-8"))["void"]
+        point = at_load(stage, load, about["capacity_rps"], measured.window_s)
         predicted = simulate(point, schedule(point.traffic), calibration=calibration)
         records.write(predicted, path / "predicted")
         rate_rps = measured.requests.height / measured.window_s
-        runs.append(report.Run(load, rate_rps, repeat, why_void.get((load, repeat)), measured, predicted))
+        runs.append(report.Run(load, rate_rps, repeat, void, measured, predicted))
     if not runs:
         raise ValueError(f"{folder}: holds no runs")
     write_calibration(calibration, folder / "calibration.json")
-    made = _result(
-        stage, calibration, runs, folder, capacity=told["capacity_rps"], command=told["command"], short=told["short"]
-    )
-    return replace(made, machine=told["machine"], made_at=told["made_at"])
+    return _result(stage, calibration, runs, folder, about)
 
 
 def _result(
-    stage: Stage,
-    calibration: Calibration,
-    runs: list[report.Run],
-    folder: Path,
-    *,
-    capacity: float,
-    command: str,
-    short: bool,
+    stage: Stage, calibration: Calibration, runs: list[report.Run], folder: Path, about: dict[str, Any]
 ) -> report.Comparison:
     """What the runs of both worlds amount to; their timeline is left in `folder`."""
     write_timeline(folder / "timeline.json", _busiest(runs).measured, _busiest(runs).predicted)
     loads, duration_s = sorted({run.load for run in runs}), runs[0].measured.window_s
+    capacity = about["capacity_rps"]
     caveats = [
         sentence
         for load in loads
@@ -140,16 +140,16 @@ def _result(
     return report.Comparison(
         stage=stage,
         device_label=device_label(stage),
-        machine=machine(),
-        command=command,
+        machine=about["machine"],
+        command=about["command"],
         capacity_rps=capacity,
         calibration=calibration,
         runs=runs,
         rows=report.rows(stage.name, runs, stage.slo.latency_s),
         curve=predicted_curve(stage, calibration, capacity, loads, duration_s),
         caveats=list(dict.fromkeys([*calibration.caveats, *caveats])),
-        made_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        short=short,
+        made_at=about["made_at"],
+        short=about["short"],
     )
 
 
@@ -178,8 +178,9 @@ def predicted_curve(
     """Predictions alone, over a finer grid of loads and longer runs than the real ones."""
     points = []
     highest = max([1.0, *loads])
+    traced = isinstance(stage.traffic.rate, TraceRate)  # has no more to replay than it has
     for load in [x for x in CURVE_LOADS if x <= highest]:
-        duration_s = max(least_duration_s, CURVE_REQUESTS / (load * capacity))
+        duration_s = least_duration_s if traced else max(least_duration_s, CURVE_REQUESTS / (load * capacity))
         point = at_load(stage, load, capacity, duration_s)
         found = summarise(simulate(point, calibration=calibration), stage.slo.latency_s)
         keys = ("latency_s_p50", "latency_s_p95", "latency_s_p99", "throughput_rps")
@@ -208,6 +209,8 @@ def _run(
         if void is None:
             break
     predicted = simulate(point, schedule(point.traffic), calibration=calibration)
+    check = asdict(loaded.check) | {"void": void}
+    (attempt_folder / "check.json").write_text(json.dumps(check, indent=2), encoding="utf-8")
     records.write(loaded.records, attempt_folder / "measured")
     records.write(predicted, attempt_folder / "predicted")
     return report.Run(

@@ -67,7 +67,7 @@ class ProcessLauncher:
     def start(self) -> None:
         """Starts every replica and returns when each would serve. Raises LaunchError, with nothing left running."""
         try:
-            self.replicas = [self._spawn(number) for number in range(1)]
+            self.replicas = [self._spawn(0)]
             for replica in self.replicas:
                 self._await_ready(replica)
         except BaseException:
