@@ -26,7 +26,7 @@ check: .venv/ready-dev  ## style, types, tests
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q
 
-measured: .venv/ready  ## make the results under stages/*/measured anew: about two hours on a quiet machine
+measured: .venv/ready  ## make the results under stages/*/measured anew: about an hour on a quiet machine
 	@$(BIN)/python -m loadtests.measured
 
 bench-simulator: .venv/ready-dev  ## simulated requests per second, as a ratio to plain SimPy
