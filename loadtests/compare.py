@@ -107,8 +107,8 @@ def again(folder: Path, calibration: Calibration | None = None) -> report.Compar
 
     `calibration` stands in for the folder's own. Raises OSError or ValueError when the folder holds no comparison.
     """
-    stage = load_stage(folder / "stage.toml")
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    stage = load_stage(folder / "stage.toml")
     calibration = calibration or read_calibration(folder / "calibration.json")
     runs = []
     for (load, repeat), path in sorted(_last_attempts(folder).items()):

@@ -262,7 +262,7 @@ def never_fails(decoded: Callable[[], np.ndarray]) -> None:
         inputs = decoded()
     except BadInputError as error:
         assert 400 <= error.status < 500
-        assert "0x" not in str(error)  # no address of an object of ours
+        assert " 0x" not in str(error)  # no address of an object of ours
     else:
         assert inputs.dtype == np.float32
         assert np.isfinite(inputs).all()
