@@ -34,8 +34,7 @@ from stages.streams import stream
 
 # A burst's requests arrive within a few milliseconds; in the sweep a batch waits this long for all of them.
 GATHER_S = 0.012
-# Bursts follow closely, so that the device is warm as it is under load: a processor that rests between two batches
-# has lost the weights from its caches and takes a tenth longer.
+# Bursts follow closely, so that the device is about as busy as under load.
 REST_S = 0.006
 # A batch that starts sooner than this after another had been waiting for it.
 WAITING_GAP_S = 0.001
