@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import hashlib
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -49,16 +50,19 @@ def calibrate(
     folder: Path,
     *,
     rounds: int = 40,
+    real_sweep_s: float = 60.0,
     low_load_duration_s: float = 25.0,
     command: str = "rung calibrate",
     on_progress: Progress = lambda *_: None,
 ) -> Calibration:
     """Calibrates `stage` on this machine with `rounds` bursts of each size; files and logs stay in `folder`.
 
+    A real device's pace wanders from second to second: its sweep goes on for at least `real_sweep_s` seconds.
+
     Raises LaunchError when the stage does not start and LoadError when the load generator fails.
     """
     label = device_label(stage)
-    swept = _sweep(stage, folder / "sweep", rounds, label, on_progress)
+    swept = _sweep(stage, folder / "sweep", rounds, real_sweep_s, label, on_progress)
     sweep = swept.records
     services = service_times(sweep)
     low_rate_rps = LOW_LOAD * stage.batching.max_batch_size / services[-1].mean_s
@@ -161,11 +165,10 @@ def reply_per_item_s(sweep: Records) -> float:
     return float(np.median(spans["step_s"].to_numpy())) if spans.height else 0.0
 
 
-def _sweep(stage: Stage, folder: Path, rounds: int, label: str, on_progress: Progress) -> Loaded:
+def _sweep(stage: Stage, folder: Path, rounds: int, real_sweep_s: float, label: str, on_progress: Progress) -> Loaded:
     """Bursts of every size in mixed order, and of twice the largest, so that one batch waits for another."""
     largest = stage.batching.max_batch_size
     sizes = [*sweep_sizes(largest), 2 * largest]
-    order = stream(stage.traffic.seed, "sweep order").permutation(np.tile(sizes, rounds))
     base = {
         "batching.batch_wait_timeout_s": GATHER_S if largest > 1 else 0.0,
         "admission.max_queue_length": max(64, 2 * largest),
@@ -176,16 +179,25 @@ def _sweep(stage: Stage, folder: Path, rounds: int, label: str, on_progress: Pro
     with ProcessLauncher(with_overrides(stage, base), folder) as launcher:
         url, pid = launcher.replicas[0].url, launcher.replicas[0].process.pid
         guess_s = _probe_service_s(stage, url, folder, label, pid)
+        takes_s = {size: _burst_s(size, largest, guess_s) for size in sizes}
+        if stage.device.kind != "emulated":
+            rounds = max(rounds, math.ceil(real_sweep_s / sum(takes_s.values())))
+        order = stream(stage.traffic.seed, "sweep order").permutation(np.tile(sizes, rounds))
         arrivals, at_s = [], 0.0
         for size in order.tolist():
             arrivals += [at_s] * size
-            batches = -(-size // largest)
-            at_s += (GATHER_S if size < largest else 0.0) + REST_S + 1.1 * batches * guess_s(min(size, largest))
+            at_s += takes_s[size]
         bursts = _traced(with_overrides(stage, base), arrivals, at_s + 0.2, folder / "bursts.csv")
         total_s = bursts.traffic.duration_s
         return _fire_in_quiet(
             bursts, url, folder, label, pid, on_second=lambda s: on_progress("Batch sweep", s, total_s)
         )
+
+
+def _burst_s(size: int, largest: int, guess_s: Callable[[int], float]) -> float:
+    """Seconds from one burst of `size` requests to the next: gathered, worked off, and a rest."""
+    batches = -(-size // largest)
+    return (GATHER_S if size < largest else 0.0) + REST_S + 1.1 * batches * guess_s(min(size, largest))
 
 
 def _probe_service_s(stage: Stage, url: str, folder: Path, label: str, pid: int) -> Callable[[int], float]:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 # Short runs show how it works within a minute; their figures are not to be quoted.
-SHORT_DURATION_S, SHORT_ROUNDS, SHORT_LOW_LOAD_S = 4.0, 6, 5.0
-LONG_DURATION_S, LONG_ROUNDS, LONG_LOW_LOAD_S = 30.0, 40, 25.0
+SHORT_DURATION_S, SHORT_ROUNDS, SHORT_REAL_SWEEP_S, SHORT_LOW_LOAD_S = 4.0, 6, 8.0, 5.0
+LONG_DURATION_S, LONG_ROUNDS, LONG_REAL_SWEEP_S, LONG_LOW_LOAD_S = 30.0, 40, 60.0, 25.0
 QUOTABLE_DURATION_S = 15.0  # runs below are called short, whatever they were asked as
 
 DeviceOption = Annotated[
@@ -266,12 +266,14 @@ def _calibrated(stage: Stage, short: bool) -> tuple[Calibration, Path]:
     path = kept_path(stage, short)
     if path.exists():
         return _read_calibration(path), path
-    rounds, low_load_s = (SHORT_ROUNDS, SHORT_LOW_LOAD_S) if short else (LONG_ROUNDS, LONG_LOW_LOAD_S)
+    long = (LONG_ROUNDS, LONG_REAL_SWEEP_S, LONG_LOW_LOAD_S)
+    rounds, real_sweep_s, low_load_s = (SHORT_ROUNDS, SHORT_REAL_SWEEP_S, SHORT_LOW_LOAD_S) if short else long
     with _failures(), _bar() as on_progress:
         made = measure(
             stage,
             fresh_folder(f"calibrate-{stage.name}"),
             rounds=rounds,
+            real_sweep_s=real_sweep_s,
             low_load_duration_s=low_load_s,
             command=shlex.join(["rung", *sys.argv[1:]]),
             on_progress=on_progress,

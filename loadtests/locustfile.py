@@ -37,8 +37,10 @@ from stages.traffic import schedule, split, user_draws
 
 log = logging.getLogger("rung.load")
 
-# gevent's sleep ends 0.5 to 0.8 ms late; the last part of a wait is spent giving way instead.
-GIVE_WAY_S = 0.0012
+# gevent's sleep ends 0.5 to 0.8 ms late, and on busy cores by a slice of the kernel's, some 3 ms: the last part of a
+# wait is spent giving way instead. At low rates that part may be longer, for about a third of a core in all.
+GIVE_WAY_S = (0.0012, 0.006)
+GIVE_WAY_SHARE = 0.3
 # How a row says that the client's time ran out; raw_rows.py reads it.
 GAVE_UP = raw_rows.GAVE_UP
 # The workers and the model server settle before the first request is due.
@@ -154,11 +156,12 @@ class OpenLoopUser(FastHttpUser):
         assert shots.schedule is not None  # the stage's loop is open: see _ready
         numbers, part = split(shots.schedule, *shots.worker)
         shots.due = len(numbers)
+        give_way_s = _give_way_s(len(numbers) / part.duration_s)
         in_flight = Group()
         for number, item, at_s in zip(numbers.tolist(), part.items.tolist(), part.arrivals_s.tolist(), strict=True):
-            _wait_until(began_s + at_s)
+            _wait_until(began_s + at_s, give_way_s)
             in_flight.add(gevent.spawn(shots.fire, self, number, item, at_s))
-        _wait_until(began_s + part.duration_s)
+        _wait_until(began_s + part.duration_s, give_way_s)
         in_flight.join(shots.stage.traffic.timeout_s + 1.0)
         _finish(self.environment)
         gevent.sleep(float("inf"))
@@ -304,10 +307,16 @@ def _url_of_stage_that_is_up(name: str) -> str:
     sys.exit(2)
 
 
-def _wait_until(at_s: float) -> None:
+def _give_way_s(rate_rps: float) -> float:
+    """How long before each of `rate_rps` arrivals a second to stop sleeping."""
+    least_s, most_s = GIVE_WAY_S
+    return min(most_s, max(least_s, GIVE_WAY_SHARE / max(rate_rps, 1e-9)))
+
+
+def _wait_until(at_s: float, give_way_s: float) -> None:
     remaining_s = at_s - time.monotonic()
-    if remaining_s > GIVE_WAY_S:
-        gevent.sleep(remaining_s - GIVE_WAY_S)
+    if remaining_s > give_way_s:
+        gevent.sleep(remaining_s - give_way_s)
     while time.monotonic() < at_s:
         gevent.sleep(0)
 

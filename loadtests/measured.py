@@ -8,6 +8,7 @@ calibration. What is kept is small: report.json (rows, machine, command) and the
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ def main(
     repeat: Annotated[int, typer.Option(min=1, help="Real runs of each load.")] = 3,
 ) -> None:
     """Runs the campaigns one after the other on a machine that should do nothing else."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the comparison at work ends as well
     chosen = [c for c in campaigns(trace) if only in f"{c.stage}/{c.name}"]
     statuses = [run(campaign, repeat) for campaign in chosen]
     raise typer.Exit(max(statuses, default=0))
