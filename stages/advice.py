@@ -5,16 +5,24 @@ The rules themselves (bounds, choices, patterns) stand beside the keys in stages
 
 from __future__ import annotations
 
-_UNIT_OF_ENDING = {"_s": "seconds", "_rps": "requests per second", "_px": "pixels", "_bytes": "bytes"}
+from stages import alert_advice, cost_advice, fleet_advice, scaling_advice
+
+_UNIT_OF_ENDING = {"_s": "seconds", "_rps": "requests per second", "_px": "pixels", "_bytes": "bytes", "_mib": "MiB"}
 _UNIT_OF_KEY = {
     "max_batch_size": "requests",
     "max_queue_length": "requests",
     "cpu_threads": "threads",
+    "cpus": "processors",
     "count": "items",
+    "min_replicas": "replicas",
+    "max_replicas": "replicas",
     "users": "users",
+    "queue_length_max": "alerts",
     "rate_rps_start": "requests per second",
     "rate_rps_end": "requests per second",
     "rate_rps_after": "requests per second",
+    **fleet_advice.UNITS,
+    **cost_advice.UNITS,
 }
 
 _NO_RATE = ("Nothing would arrive.", "Give the rate in requests per second.")
@@ -66,6 +74,9 @@ ADVICE: dict[str, tuple[str, str]] = {
     "lifecycle": ("It bounds start and stop.", "Leave [lifecycle] out for 60 and 30 seconds."),
     "lifecycle.ready_timeout_s": ("No replica could get ready in time.", "Use 60.0."),
     "lifecycle.drain_timeout_s": ("Accepted requests would be cut off at SIGTERM.", "Use 30.0."),
+    "machine": ("It is the size of a replica's machine.", "Leave [machine] out for no limits."),
+    "machine.cpus": ("A replica needs some time of a processor.", "Use 1.0, or leave it out for no limit."),
+    "machine.memory_mib": ("PyTorch alone takes about 200 MiB.", "Use 1024, or leave it out for no limit."),
     "traffic": ("Nothing would arrive.", "Write [traffic.rate] with its shape."),
     "traffic.loop": (
         "Arrivals either ignore replies (open) or wait for them (closed).",
@@ -112,10 +123,17 @@ ADVICE: dict[str, tuple[str, str]] = {
     "slo": ("Goodput needs a promise to be held to.", "Write [slo] with latency_s."),
     "slo.latency_s": ("Goodput counts the answers within it.", "Use 0.1 for a tenth of a second."),
     "slo.share": ("A promise to nobody is kept by every service.", "Use 0.95 for 95 %."),
+    **fleet_advice.ADVICE,
+    **alert_advice.ADVICE,
+    **scaling_advice.ADVICE,
+    **cost_advice.ADVICE,
 }
 
 # The same for values that are too high, where more can be said than that it must be a slip.
 TOO_HIGH: dict[str, tuple[str, str]] = {
+    **fleet_advice.TOO_HIGH,
+    **alert_advice.TOO_HIGH,
+    **scaling_advice.TOO_HIGH,
     "slo.share": ("No service keeps a promise to every single request.", "Use 0.95 for 95 %."),
     "traffic.rate.amplitude": ("The rate would fall below zero at night.", "Use 0.8."),
     "admission.max_queue_length": (

@@ -43,6 +43,19 @@ class HostCosts(_Part):
     reply_per_item_s: float = 0.0  # each further answer of the same batch
 
 
+class GatewayCosts(_Part):
+    """Seconds that the host takes where a gateway stands between client and replica, at low load.
+
+    scheduled ─ send ─▶ gateway ─ forward ─▶ in the queue … finished ─ back ─▶ gateway ─ reply ─▶ client
+    """
+
+    send_quantiles_s: tuple[float, ...] = Field((0.0,), min_length=1)  # scheduled → read by the gateway
+    forward_quantiles_s: tuple[float, ...] = Field((0.0,), min_length=1)  # read by the gateway → in the queue
+    back_quantiles_s: tuple[float, ...] = Field((0.0,), min_length=1)  # batch ends → first answer is at the gateway
+    reply_quantiles_s: tuple[float, ...] = Field((0.0,), min_length=1)  # at the gateway → last byte at the client
+    busy_s: float = 0.0  # of its event loop for one request, there and back: requests queue for it
+
+
 class Calibration(_Part):
     """One machine, one model, one device. `service_times` is empty for an emulated device: its profile says it."""
 
@@ -54,8 +67,22 @@ class Calibration(_Part):
     command: str
     low_load_rate_rps: float
     service_times: tuple[ServiceTimes, ...] = ()
+    other_devices: dict[str, tuple[ServiceTimes, ...]] = {}  # of unequal replicas, by the device's label
     host: HostCosts = HostCosts()
+    gateway: GatewayCosts | None = None  # of a stage that has one
     caveats: tuple[str, ...] = ()  # why it may be off: the machine was busy with something else, say
+
+    def times_of(self, device: str) -> tuple[ServiceTimes, ...]:
+        """The service times of the device with that label; empty where none were measured."""
+        return self.service_times if device == self.device else self.other_devices.get(device, ())
+
+    def at_pace(self, pace: float) -> Calibration:
+        """The same with every batch taking `pace` times as long on the device."""
+        slower = [
+            times.model_copy(update={"quantiles_s": tuple(pace * q for q in times.quantiles_s)})
+            for times in self.service_times
+        ]
+        return self.model_copy(update={"service_times": tuple(slower)})
 
     def service_time_s(self, batch_size: int) -> float:
         """Mean device time of a batch in seconds. Raises ValueError for a size that was not swept."""

@@ -1,11 +1,14 @@
-"""What an emulated device carries, with the arithmetic. A timed device says so only when it is measured."""
+"""What emulated devices carry, with the arithmetic. A timed device says so only when it is measured."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from stages import catalogue
-from stages.spec import Batching, Device, capacity_rps
+from stages.fleet import Fleet
+from stages.scaling import Scaling
+from stages.spec import Batching, Device, capacity_rps, device_of_replica
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,36 @@ class Capacity:
     device: str
 
     def __str__(self) -> str:
+        return f"{self.rps:.1f} requests per second ({self.arithmetic})"
+
+    @property
+    def arithmetic(self) -> str:
+        """Where the figure comes from."""
         batches = "one request at a time" if self.batch_size == 1 else f"batches of {self.batch_size}"
-        return (
-            f"{self.rps:.1f} requests per second ({self.device}, {batches}: "
-            f"{self.batch_size} / {self.service_time_s:.6f} s)"
-        )
+        return f"{self.device}, {batches}: {self.batch_size} / {self.service_time_s:.6f} s"
+
+
+@dataclass(frozen=True)
+class FleetCapacity:
+    """The most requests per second that all replicas serve together, if each is sent what it can do."""
+
+    parts: tuple[tuple[int, Capacity], ...]  # how many replicas of each capacity, in the order of their first
+
+    @property
+    def replicas(self) -> int:
+        """How many there are."""
+        return sum(replicas for replicas, _ in self.parts)
+
+    @property
+    def rps(self) -> float:
+        """The sum over the replicas, in requests per second."""
+        return sum(replicas * each.rps for replicas, each in self.parts)
+
+    def __str__(self) -> str:
+        if self.replicas == 1:
+            return str(self.parts[0][1])
+        parts = (f"{replicas} x {each.rps:.1f}: {each.arithmetic}" for replicas, each in self.parts)
+        return f"{self.rps:.1f} requests per second ({'; '.join(parts)})"
 
 
 def emulated_capacity(device: Device, batching: Batching) -> Capacity | None:
@@ -39,3 +67,21 @@ def emulated_capacity(device: Device, batching: Batching) -> Capacity | None:
         service_time_s=profile.service_time_s(best) * device.slowdown,
         device=f"{profile.name}{slower}",
     )
+
+
+def fleet_capacity(device: Device, batching: Batching, fleet: Fleet) -> FleetCapacity | None:
+    """The capacity of all replicas of an emulated device; None where that of one of them is not known."""
+    counts = Counter(device_of_replica(device, fleet, number) for number in range(fleet.replicas))
+    parts = []
+    for each, replicas in counts.items():
+        capacity = emulated_capacity(each, batching)
+        if capacity is None:
+            return None
+        parts.append((replicas, capacity))
+    return FleetCapacity(tuple(parts))
+
+
+def largest(fleet: Fleet, scaling: Scaling | None) -> Fleet:
+    """The fleet with as many replicas as it may come to have."""
+    most = fleet.replicas if scaling is None else max(fleet.replicas, scaling.max_replicas)
+    return fleet.model_copy(update={"replicas": most})

@@ -1,4 +1,4 @@
-"""The verbs of the ground floor: stages, show, devices."""
+"""The verbs of the ground floor: stages, show, devices, prices."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from stages.terminal import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from stages.capacity import FleetCapacity
     from stages.catalogue import Profile
     from stages.spec import Stage
 
@@ -92,6 +93,29 @@ def devices(
         _print_profile(known[profile])
 
 
+@app.command()
+def prices(json_: JsonOption = False) -> None:
+    """List the machines that [cost] can name: what an hour of one costs, as of when, and who says so."""
+    from dataclasses import asdict
+
+    from stages.catalogue.prices import prices as rows
+
+    if json_:
+        print_json([asdict(row) for row in rows().values()])
+        return
+    table = _table("machine", "GPU", "contract", "US dollars/h", "region")
+    table.columns[0].no_wrap = True
+    table.columns[3].justify = "right"
+    told: dict[str, list[str]] = {}
+    for row in rows().values():
+        table.add_row(row.machine, row.gpu, row.pricing, f"{row.usd_per_hour:g}", row.region)
+        told.setdefault(f"{row.source}, {row.as_of}", []).append(row.machine)
+    out.print(table, soft_wrap=False)
+    for source, machines in told.items():
+        out.print(f"Source of {', '.join(machines)}: {source}", markup=False, highlight=False)
+    out.print("Prices change: a row is a fact of its date. Any other goes into cost.usd_per_hour.", highlight=False)
+
+
 def _table(*headers: str) -> Table:
     """A table that folds what is too wide for the terminal, and cuts nothing off."""
     from rich.box import SIMPLE_HEAD
@@ -105,15 +129,14 @@ def _table(*headers: str) -> Table:
 
 def _overview(stage: Stage) -> dict[str, Any]:
     """What a stage is and carries, in plain values."""
-    from stages.capacity import emulated_capacity
-    from stages.spec import mean_rate_rps
+    from stages.spec import fleet_label, mean_rate_rps
 
-    capacity, rate_rps = emulated_capacity(stage.device, stage.batching), mean_rate_rps(stage.traffic)
+    capacity, rate_rps = _capacity(stage), mean_rate_rps(stage.traffic)
     return {
         "name": stage.name,
         "title": stage.title,
         "question": stage.question,
-        "device": " ".join(filter(None, (stage.device.kind, stage.device.profile))),
+        "device": fleet_label(stage),
         "capacity_rps": None if capacity is None else capacity.rps,
         "rate_rps": rate_rps,
         "load": None if capacity is None or rate_rps is None else rate_rps / capacity.rps,
@@ -121,11 +144,26 @@ def _overview(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _summary(stage: Stage, overview: dict[str, Any]) -> list[str]:
-    from stages.capacity import emulated_capacity
+def _capacity(stage: Stage) -> FleetCapacity | None:
+    """What all replicas carry, once there are as many as there may be."""
+    from stages.capacity import fleet_capacity, largest
 
-    capacity, traffic, load = emulated_capacity(stage.device, stage.batching), stage.traffic, overview["load"]
-    lines = [f"Capacity: {capacity or 'not known until `rung calibrate` has measured this device'}"]
+    return fleet_capacity(stage.device, stage.batching, largest(stage.fleet, stage.scaling))
+
+
+def _summary(stage: Stage, overview: dict[str, Any]) -> list[str]:
+    traffic, load = stage.traffic, overview["load"]
+    lines = [f"Capacity: {_capacity(stage) or 'not known until `rung calibrate` has measured this device'}"]
+    if (gateway := stage.gateway) is not None:
+        noun = "replica" if stage.fleet.replicas == 1 else "replicas"
+        engine = ", by nginx" if gateway.engine == "nginx" else ""
+        lines.append(f"Gateway: {gateway.policy} over {stage.fleet.replicas} {noun}{engine}")
+    if (scaling := stage.scaling) is not None:
+        lines.append(f"Scaling: {scaling.policy}, {scaling.min_replicas} to {scaling.max_replicas} replicas")
+    if stage.cost is not None:
+        from stages.cost import described
+
+        lines.append(f"Cost of a replica: {described(stage.cost)}")
     if overview["rate_rps"] is None:
         lines.append(f"Traffic: {traffic.users} users, who think for {traffic.think_time_s:g} s between requests")
         return lines

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
 
+from stages import timeseries
 from stages.records import Records
 
 PERCENTILES = (50, 90, 95, 99)
@@ -68,6 +70,18 @@ def busy_s(batches: pl.DataFrame, start_s: float, end_s: float) -> float:
         (pl.col("finished_s").clip(start_s, end_s) - pl.col("started_s").clip(start_s, end_s)).sum()
     )
     return float(clipped.item() or 0.0)
+
+
+def replica_seconds(records: Records) -> float:
+    """Seconds of the window for which replicas were paid, from start to stop: cold starts and drains included."""
+    lives, window_s = records.replicas, records.window_s
+    paid_s = lives.select((pl.col("stopped_s").clip(0, window_s) - pl.col("started_s").clip(0, window_s)).sum())
+    return float(paid_s.item() or 0.0)
+
+
+def dollars(records: Records, usd_per_hour: Callable[[int], float]) -> float:
+    """US dollars of the window for the replicas that were paid; `usd_per_hour` tells the price of a replica."""
+    return float(timeseries.dollars(records, np.array([records.window_s]), usd_per_hour)[0])
 
 
 def _device_metrics(records: Records) -> dict[str, float]:

@@ -52,7 +52,7 @@ def shown(value: Any) -> str:
             return "true" if value else "false"
         case dict():
             return "a table"
-        case list():
+        case list() | tuple():
             return "a list"
         case str():
             return json.dumps(_cut(value), ensure_ascii=False)
@@ -95,7 +95,9 @@ def from_pydantic(model: type[BaseModel], errors: Iterable[ErrorDetails]) -> Ite
             case "string_too_short":
                 yield Problem(key, "must not be empty", shown(value), *ADVICE[key])
             case "string_pattern_mismatch":
-                yield Problem(key, "must be lower-case words joined by hyphens", shown(value), *ADVICE[key])
+                variable = "must be the name of an environment variable: capitals, digits and underscores"
+                rule = variable if key.endswith("_env") else "must be lower-case words joined by hyphens"
+                yield Problem(key, rule, shown(value), *ADVICE[key])
             case _:
                 yield _wrong_type(key, kind, value)
 
@@ -140,6 +142,8 @@ def _wrong_type(key: str, kind: str, value: Any) -> Problem:
             rule, remedy = "must be true or false", "Write one of the two, without quotes."
         case "string_type":
             rule, remedy = "must be a text", "Write it in quotes."
+        case "tuple_type":
+            rule, remedy = "must be a list", "Write it in square brackets, its parts separated by commas."
         case "model_type" | "model_attributes_type" | "dict_type":
             rule, remedy = "must be a table", f"Write [{key}] and its keys on the lines below."
         case _:
@@ -150,7 +154,7 @@ def _wrong_type(key: str, kind: str, value: Any) -> Problem:
 def _locate(model: type[BaseModel], path: list[str]) -> tuple[type[BaseModel], str]:
     """The table that an error's location ends in, and its dotted key as a reader knows it.
 
-    Pydantic puts the tag of a union (the shape of the rate) in the path; the file has no such key.
+    Pydantic puts the tag of a union (the shape of the rate) in the path, and the place in a list; keys have neither.
     """
     keys: list[str] = []
     members: list[type[BaseModel]] = [model]
@@ -158,6 +162,8 @@ def _locate(model: type[BaseModel], path: list[str]) -> tuple[type[BaseModel], s
         tagged = [m for m in members if len(members) > 1 and part in get_args(m.model_fields["shape"].annotation)]
         if tagged:
             members = tagged
+            continue
+        if part.isdigit():
             continue
         keys.append(part)
         model = members[0]

@@ -1,7 +1,9 @@
 """The record of a run: one row a request, one row a batch, one row a replica's life. The same in both worlds.
 
-    scheduled ─▶ sent ─▶ arrived ─▶ started ─▶ finished ─▶ replied        (seconds since the schedule began)
-         client         │  queue   │   device   │        client
+    scheduled ─▶ sent ─▶ gateway_in ─▶ arrived ─▶ started ─▶ finished ─▶ gateway_out ─▶ replied
+         client         │  gateway  │  queue   │   device   │     gateway     │ client
+
+All in seconds since the schedule began.
 
 Times are null where a request never came so far. `replied_s` is the end of every story: the last byte of an
 answer or a refusal, or the moment at which the client gave up.
@@ -9,7 +11,8 @@ answer or a refusal, or the moment at which the client gave up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -25,6 +28,10 @@ REASONS = (
     "bad_input",
     "model_error",
     "unfinished",
+    "gateway_full",
+    "no_replica",
+    "upstream_lost",
+    "upstream_timeout",
 )
 
 _Columns = dict[str, pl.DataType | type[pl.DataType]]
@@ -34,15 +41,18 @@ _REQUESTS: _Columns = {
     "item": pl.Int64,  # which input was asked for
     "scheduled_s": pl.Float64,  # when the client was to send
     "sent_s": pl.Float64,  # when it did
+    "gateway_in_s": pl.Float64,  # when the gateway had read it; null where there is none
     "arrived_s": pl.Float64,  # when the replica had the decoded input: the queue wait begins
     "started_s": pl.Float64,  # when its batch started on the device
     "finished_s": pl.Float64,  # when its batch was done
+    "gateway_out_s": pl.Float64,  # when the gateway had the replica's answer
     "replied_s": pl.Float64,  # last byte back at the client, or the client's giving up
     "outcome": pl.Enum(OUTCOMES),
     "reason": pl.Enum(REASONS),
     "replica": pl.Int64,
     "batch": pl.Int64,  # number of the batch on its replica
     "batch_size": pl.Int64,
+    "tries": pl.Int64,  # replicas that the gateway sent it to, the last one included
 }
 _BATCHES: _Columns = {
     "replica": pl.Int64,
@@ -59,20 +69,40 @@ _REPLICAS: _Columns = {
     "stopped_s": pl.Float64,  # the end of the run for a replica that outlived it
 }
 
+_SCALING: _Columns = {
+    "at_s": pl.Float64,  # when an autoscaler decided
+    "wanted": pl.Int64,  # replicas
+    "ready": pl.Int64,
+    "starting": pl.Int64,
+    "value": pl.Float64,  # of the metric that it goes by; null where nothing told it
+    "why": pl.String,
+}
+
 REQUESTS, BATCHES, REPLICAS = pl.Schema(_REQUESTS), pl.Schema(_BATCHES), pl.Schema(_REPLICAS)
+SCALING = pl.Schema(_SCALING)
+
+
+def looks_frame(looks: Iterable[tuple[float, int, int, int, float | None, str]]) -> pl.DataFrame:
+    """An autoscaler's decisions, a row each, in the order of the columns of SCALING."""
+    return pl.DataFrame(list(looks), schema=SCALING, orient="row")
 
 
 @dataclass(frozen=True)
 class Records:
-    """What one run left behind. `window_s` is the length of the schedule; rates are per second of it."""
+    """What one run left behind. `window_s` is the length of the schedule; rates are per second of it.
+
+    `scaling` has a row a decision of the autoscaler, and none where there is no autoscaler.
+    """
 
     requests: pl.DataFrame
     batches: pl.DataFrame
     replicas: pl.DataFrame
     window_s: float
+    scaling: pl.DataFrame = field(default_factory=lambda: looks_frame(()))
 
     def __post_init__(self) -> None:
-        for name, schema in (("requests", REQUESTS), ("batches", BATCHES), ("replicas", REPLICAS)):
+        schemas = {"requests": REQUESTS, "batches": BATCHES, "replicas": REPLICAS, "scaling": SCALING}
+        for name, schema in schemas.items():
             frame: pl.DataFrame = getattr(self, name)
             if frame.schema != schema:
                 raise ValueError(f"{name}: columns {frame.schema} are not those of stages.records: {schema}")
@@ -82,19 +112,26 @@ _WINDOW = "rung.window_s"
 
 
 def write(records: Records, folder: Path) -> None:
-    """Writes requests.parquet, batches.parquet and replicas.parquet into `folder`, which is made if need be."""
+    """Writes requests.parquet, batches.parquet and replicas.parquet into `folder`, which is made if need be.
+
+    And scaling.parquet, where an autoscaler decided anything.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     records.requests.write_parquet(folder / "requests.parquet", metadata={_WINDOW: repr(records.window_s)})
     records.batches.write_parquet(folder / "batches.parquet")
     records.replicas.write_parquet(folder / "replicas.parquet")
+    if records.scaling.height:
+        records.scaling.write_parquet(folder / "scaling.parquet")
 
 
 def read(folder: Path) -> Records:
     """Reads back what `write` left in `folder`. Raises FileNotFoundError where a file is missing."""
     metadata = pl.read_parquet_metadata(folder / "requests.parquet")
+    scaling = folder / "scaling.parquet"
     return Records(
         requests=pl.read_parquet(folder / "requests.parquet"),
         batches=pl.read_parquet(folder / "batches.parquet"),
         replicas=pl.read_parquet(folder / "replicas.parquet"),
         window_s=float(metadata[_WINDOW]),
+        scaling=pl.read_parquet(scaling) if scaling.exists() else looks_frame(()),
     )

@@ -9,13 +9,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from stages import catalogue, unread
-from stages.capacity import emulated_capacity
+from stages import catalogue, cost_rules, fleet_rules, machine_rules, scaling_rules, unread
+from stages.alert_rules import burn_windows_hold_readings, windows_hold_readings
+from stages.alerts import Alerts
+from stages.capacity import fleet_capacity, largest
+from stages.fleet import Fleet
 from stages.problems import Problem, StageError, did_you_mean, shown
+from stages.scaling import Scaling
 from stages.spec import (
     Admission,
     Batching,
@@ -25,11 +29,11 @@ from stages.spec import (
     SpikeRate,
     Stage,
     StepRate,
-    Table,
     TraceRate,
     Traffic,
     mean_rate_rps,
 )
+from stages.table import Table
 
 _ARRIVALS_MAX = 50_000_000
 
@@ -50,7 +54,8 @@ def broken(table: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _part(annotation: Any, value: Any) -> Any:
-    return annotation.model_validate(value) if issubclass(annotation, Table) else value
+    table = next((part for part in get_args(annotation) or (annotation,) if issubclass(part, Table)), None)
+    return value if table is None or value is None else table.model_validate(value)
 
 
 def _mean_rate_rps(traffic: Traffic) -> float | None:
@@ -74,6 +79,16 @@ def no_unread_device_keys(device: Device) -> Iterator[Problem]:
 def no_unread_traffic_keys(traffic: Traffic) -> Iterator[Problem]:
     """A key that nothing reads would look like a choice."""
     return (key.problem() for key in unread.of_traffic(traffic) if key.given)
+
+
+def no_unread_alerts_keys(alerts: Alerts) -> Iterator[Problem]:
+    """A key that nothing reads would look like a choice."""
+    return (key.problem() for key in unread.of_alerts(alerts) if key.given)
+
+
+def no_unread_scaling_keys(scaling: Scaling | None) -> Iterator[Problem]:
+    """A key that nothing reads would look like a choice."""
+    return (key.problem() for key in unread.of_scaling(scaling) if key.given)
 
 
 def weights_are_safetensors(model: Model) -> Iterator[Problem]:
@@ -113,10 +128,12 @@ def profile_is_known(device: Device) -> Iterator[Problem]:
         yield Problem("device.profile", rule, shown(device.profile), consequence, remedy)
 
 
-def batch_fits_profile(device: Device, batching: Batching) -> Iterator[Problem]:
-    """Service times are not extrapolated."""
-    profile = catalogue.profiles().get(device.profile or "")
-    if profile is not None and batching.max_batch_size > profile.max_batch_size:
+def batch_fits_profile(device: Device, batching: Batching, fleet: Fleet) -> Iterator[Problem]:
+    """Service times are not extrapolated, on no replica."""
+    names = dict.fromkeys((device.profile or "", *fleet.profiles))
+    for profile in (catalogue.profiles().get(name) for name in names):
+        if profile is None or batching.max_batch_size <= profile.max_batch_size:
+            continue
         yield Problem(
             "batching.max_batch_size",
             f"must be at most {profile.max_batch_size} requests on {profile.name}",
@@ -237,16 +254,19 @@ def run_has_requests(traffic: Traffic) -> Iterator[Problem]:
         )
 
 
-def rate_is_below_capacity(device: Device, batching: Batching, traffic: Traffic, overload: Any) -> Iterator[Problem]:
-    """More work than the device can do is an error with its arithmetic, unless the stage says that it is meant."""
-    capacity, rate_rps = emulated_capacity(device, batching), _mean_rate_rps(traffic)
+def rate_is_below_capacity(
+    device: Device, batching: Batching, fleet: Fleet, scaling: Scaling | None, traffic: Traffic, overload: Any
+) -> Iterator[Problem]:
+    """More work than the devices can do is an error with its arithmetic, unless the stage says that it is meant."""
+    capacity, rate_rps = fleet_capacity(device, batching, largest(fleet, scaling)), _mean_rate_rps(traffic)
     if overload is not True and capacity is not None and rate_rps is not None and rate_rps >= capacity.rps:
+        more = "batching.max_batch_size" if capacity.replicas == 1 else "the number of replicas"
         yield Problem(
             "traffic.rate",
             f"must on average be below the capacity of {capacity}",
             f"{rate_rps:.1f}",
             "The queue would grow until it is full, and the rest would be refused.",
-            "Lower the rate, raise batching.max_batch_size, or write overload = true if that is what you study.",
+            f"Lower the rate, raise {more}, or write overload = true if that is what you study.",
         )
 
 
@@ -254,6 +274,8 @@ RULES: tuple[Callable[..., Iterator[Problem]], ...] = (
     no_unread_model_keys,
     no_unread_device_keys,
     no_unread_traffic_keys,
+    no_unread_alerts_keys,
+    no_unread_scaling_keys,
     weights_are_safetensors,
     profile_is_known,
     batch_fits_profile,
@@ -266,4 +288,10 @@ RULES: tuple[Callable[..., Iterator[Problem]], ...] = (
     trace_can_be_replayed,
     run_has_requests,
     rate_is_below_capacity,
+    windows_hold_readings,
+    burn_windows_hold_readings,
+    *fleet_rules.RULES,
+    *machine_rules.RULES,
+    *scaling_rules.RULES,
+    *cost_rules.RULES,
 )

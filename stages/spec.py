@@ -13,22 +13,23 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from stages.alerts import Alerts, Logs
+from stages.cost import Cost
+from stages.fleet import Fleet, Gateway
+from stages.machine import Machine
 from stages.problems import Problem, StageError, did_you_mean, from_pydantic, shown
+from stages.scaling import Scaling
+from stages.table import Table
 
 STAGES_DIR = Path(__file__).parent
-
-
-class Table(BaseModel):
-    """A table of a stage file: read-only, strict about types, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(Table):
@@ -176,8 +177,15 @@ class Stage(Table):
     batching: Batching = Batching()
     admission: Admission = Admission()
     lifecycle: Lifecycle = Lifecycle()
+    machine: Machine = Machine()
+    fleet: Fleet = Fleet()
+    gateway: Gateway | None = None  # without one, clients talk to the only replica themselves
+    scaling: Scaling | None = None  # without it, the fleet stays as it is
+    cost: Cost | None = None  # without it, reports have no dollars
     traffic: Traffic
     slo: Slo
+    logs: Logs = Logs()
+    alerts: Alerts = Alerts()
 
 
 def load_stage(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Stage:
@@ -275,6 +283,27 @@ def device_label(stage: Stage) -> str:
     return f"emulated {device.profile}{slower}"
 
 
+def fleet_label(stage: Stage) -> str:
+    """How reports name all of the stage's devices: `2 x emulated t4-…`, or `emulated t4-… + emulated a100-…`.
+
+    Replicas alike are counted; the kinds come in the order of their first replica.
+    """
+    counts = Counter(device_label(of_replica(stage, number)) for number in range(stage.fleet.replicas))
+    return " + ".join(label if count == 1 else f"{count} x {label}" for label, count in counts.items())
+
+
+def of_replica(stage: Stage, number: int) -> Stage:
+    """The stage as replica `number` sees it: on the device that the fleet has for it."""
+    return stage.model_copy(update={"device": device_of_replica(stage.device, stage.fleet, number)})
+
+
+def device_of_replica(device: Device, fleet: Fleet, number: int) -> Device:
+    """The device of replica `number`: [device], with the profile that the fleet gives it where it gives any."""
+    if not fleet.profiles:
+        return device
+    return device.model_copy(update={"profile": fleet.profiles[number % len(fleet.profiles)]})
+
+
 def capacity_rps(service_time_s: Callable[[int], float], max_batch_size: int) -> float:
     """The most requests per second that one device serves: the best of n / service_time_s(n) over batch sizes n."""
     return max(n / service_time_s(n) for n in range(1, max_batch_size + 1))
@@ -348,10 +377,16 @@ def _override(table: dict[str, Any], dotted: str, value: Any, source: str) -> No
         table[last] = value
 
 
+# Keys that hold a path.
+_PATHS = ("traffic.rate.path", "model.weights", "gateway.edge.tls_certificate", "gateway.edge.tls_key")
+
+
 def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
     """Paths in a stage file are seen from the file; from here on they are absolute."""
-    rate = table.get("traffic", {}).get("rate", {}) if isinstance(table.get("traffic"), dict) else {}
-    model = table.get("model", {})
-    for owner, name in ((rate, "path"), (model, "weights")):
+    for dotted in _PATHS:
+        *parents, name = dotted.split(".")
+        owner: Any = table
+        for parent in parents:
+            owner = owner.get(parent) if isinstance(owner, dict) else None
         if isinstance(owner, dict) and isinstance(owner.get(name), str) and owner[name]:
             owner[name] = str((folder / Path(owner[name]).expanduser()).resolve())

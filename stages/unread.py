@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from stages.alerts import Alerts
+from stages.fleet import Fleet, Gateway
 from stages.problems import Problem, StageError, shown
-from stages.spec import Device, Model, Stage, Table, TraceRate, Traffic
+from stages.scaling import Scaling
+from stages.spec import Device, Model, Stage, TraceRate, Traffic
+from stages.table import Table
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,11 @@ def of_stage(stage: Stage) -> Iterator[Unread]:
     """Every key that nothing reads in this stage, whether the file has it or not."""
     yield from of_model(stage.model)
     yield from of_device(stage.device)
+    yield from of_fleet(stage.fleet, stage.device)
+    yield from of_gateway(stage.gateway)
     yield from of_traffic(stage.traffic)
+    yield from of_alerts(stage.alerts)
+    yield from of_scaling(stage.scaling)
 
 
 def of_model(model: Model) -> Iterator[Unread]:
@@ -57,6 +65,39 @@ def of_device(device: Device) -> Iterator[Unread]:
         consequence = f'A "{device.kind}" device runs at its own pace.'
         yield Unread("device.profile", device, owner, consequence, remedy)
         yield Unread("device.slowdown", device, owner, consequence, remedy)
+
+
+def of_fleet(fleet: Fleet, device: Device) -> Iterator[Unread]:
+    """The keys of [fleet] that nothing reads."""
+    if device.kind != "emulated":
+        remedy = 'Remove it, or set device.kind = "emulated".'
+        consequence = f'A "{device.kind}" device runs at its own pace.'
+        yield Unread("fleet.profiles", fleet, 'device.kind "emulated"', consequence, remedy)
+
+
+def of_gateway(gateway: Gateway | None) -> Iterator[Unread]:
+    """The keys of [gateway] that nothing reads: of other policies, and of what nginx does in its own way or not."""
+    if gateway is None:
+        return
+
+    def unread(name: str, belongs_to: str, consequence: str, remedy: str) -> Unread:
+        return Unread(f"gateway.{name}", gateway, belongs_to, consequence, remedy)
+
+    ours, instead = 'gateway.engine "rung"', 'Remove it, or set gateway.engine = "rung".'
+    if gateway.policy != "sticky":
+        consequence, remedy = "No other policy has a bound on load.", 'Remove it, or set gateway.policy = "sticky".'
+        yield unread("sticky_load_bound", 'gateway.policy "sticky"', consequence, remedy)
+    elif gateway.engine == "nginx":
+        yield unread("sticky_load_bound", ours, "Nginx's consistent hashing has no bound on load.", instead)
+    if gateway.retries_max == 0:
+        remedy = "Remove it, or raise gateway.retries_max."
+        yield unread("retry_budget_share", "gateway.retries_max of 1 and more", "Nothing is tried again.", remedy)
+    elif gateway.engine == "nginx":
+        yield unread("retry_budget_share", ours, "Nginx has no budget of retries.", instead)
+    if gateway.engine == "nginx":
+        consequence = "Nginx's free edition sends no probes: it goes by the requests that fail."
+        for name in ("probe_interval_s", "probe_timeout_s", "unhealthy_after", "healthy_after"):
+            yield unread(name, ours, consequence, instead)
 
 
 def of_traffic(traffic: Traffic) -> Iterator[Unread]:
@@ -86,6 +127,42 @@ def of_traffic(traffic: Traffic) -> Iterator[Unread]:
         consequence, remedy = "All items are alike.", 'Remove it, or set traffic.items.popularity = "zipf".'
         belongs_to = 'traffic.items.popularity "zipf"'
         yield unread("items.exponent", belongs_to, consequence, remedy, traffic.items)
+
+
+def of_alerts(alerts: Alerts) -> Iterator[Unread]:
+    """The keys of [alerts] that nothing reads: those of a rule that is switched off."""
+    for name in ("latency", "errors", "queue", "utilisation", "burn_rate"):
+        rule = getattr(alerts, name)
+        if rule.enabled:
+            continue
+        for key in type(rule).model_fields:
+            if key != "enabled":
+                owner = f"alerts.{name}.enabled = true"
+                yield Unread(f"alerts.{name}.{key}", rule, owner, "This rule is switched off.", "Remove it.")
+
+
+_METERED = ("metric", "scrape_interval_s", "window_s")
+_BY_TARGET = (*_METERED, "target", "tolerance", "up", "down")
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "target-tracking": _BY_TARGET,
+    "keda": (*_BY_TARGET, "polling_interval_s", "activation_rps", "cooldown_s"),
+    "step": (*_METERED, "above", "factor_up", "below", "factor_down", "cooldown_s"),
+    "scheduled": ("schedule", "day_s"),
+}
+
+
+def of_scaling(scaling: Scaling | None) -> Iterator[Unread]:
+    """The keys of [scaling] that nothing reads: those of other policies."""
+    if scaling is None:
+        return
+    for name in dict.fromkeys(name for names in _READ_BY.values() for name in names):
+        if name not in _READ_BY[scaling.policy]:
+            owners = " or ".join(f'"{policy}"' for policy, names in _READ_BY.items() if name in names)
+            consequence = f'The policy "{scaling.policy}" does not read it.'
+            yield Unread(f"scaling.{name}", scaling, f"scaling.policy {owners}", consequence, "Remove it.")
+    if scaling.policy == "step" and scaling.below is None:
+        consequence = "Without a bound below no replica ever goes."
+        yield Unread("scaling.factor_down", scaling, "scaling.below", consequence, "Remove it, or write scaling.below.")
 
 
 def _names_each_arrival(traffic: Traffic) -> bool:

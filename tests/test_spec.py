@@ -17,7 +17,7 @@ import pytest
 import tomli_w
 from pydantic import BaseModel
 
-from stages import advice, rules, spec
+from stages import advice, alert_rules, cost_rules, fleet_rules, machine_rules, rules, scaling_rules, spec
 from stages.problems import StageError, tables_in
 
 INVALID = Path(__file__).resolve().parent / "invalid_stages"
@@ -76,8 +76,9 @@ def test_every_rule_has_a_stage_that_breaks_it(rule: Any, monkeypatch: pytest.Mo
 def test_every_rule_function_is_asked() -> None:
     defined = {
         name
-        for name, value in vars(rules).items()
-        if callable(value) and getattr(value, "__module__", "") == rules.__name__ and not name.startswith("_")
+        for module in (rules, alert_rules, cost_rules, fleet_rules, machine_rules, scaling_rules)
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
     }
     assert defined - {"broken"} == {rule.__name__ for rule in rules.RULES}
 
@@ -126,6 +127,14 @@ def test_a_stage_goes_to_toml_and_back(name: str, tmp_path: Path) -> None:
         {"device": {"kind": "emulated", "profile": "a100-resnet50-fp16-tensorflow", "slowdown": 8.0}},
         {"model": {"name": "resnet50", "image_size_px": 64}},
         {"admission__deadline_s": 0.5},
+        {"fleet__replicas": 3, "gateway": {}},
+        {"fleet__replicas": 2, "gateway": {"policy": "sticky", "sticky_load_bound": 2.0, "retries_max": 0}},
+        {"fleet__replicas": 2, "gateway": {"engine": "nginx", "edge": {"host": "::1", "port": 8000}}},
+        {
+            "device": {"kind": "emulated", "profile": "t4-resnet50-fp16-pytorch"},
+            "fleet": {"replicas": 2, "profiles": ["t4-resnet50-fp16-pytorch", "a100-resnet50-fp16-tensorflow"]},
+            "gateway": {"edge": {"host": "0.0.0.0", "api_keys_env": "RUNG_API_KEYS"}},
+        },
     ],
     ids=lambda changes: "-".join(changes),
 )
