@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,8 +53,9 @@ def simulate(
     json_: JsonOption = False,
 ) -> None:
     """Predict a run of a stage: its traffic through its policies on a virtual clock."""
-    from simulator import run
+    from simulator import alerts, run
     from stages import metrics, records
+    from stages.spec import fleet_label
 
     with teaching():
         resolved = _stage(stage, overrides(set_), rate, duration)
@@ -69,7 +71,7 @@ def simulate(
     count = predicted.requests.height
     result: dict[str, Any] = {
         "stage": resolved.name,
-        "device": predicted.replicas["device"][0],
+        "device": fleet_label(resolved),
         "seed": resolved.traffic.seed if seed is None else seed,
         "window_s": predicted.window_s,
         "requests": count,
@@ -79,6 +81,7 @@ def simulate(
         "notes": _notes(resolved, measured, count / predicted.window_s, capacity_rps),
         "wall_s": wall_s,
         "simulated_rps": count / wall_s,
+        "alerts": [asdict(change) for change in alerts.watch(resolved, predicted)],
         "out": None if out_ is None else str(out_),
     }
     if out_ is not None:
@@ -149,6 +152,10 @@ def _print(stage: Stage, result: dict[str, Any]) -> None:
         f"capacity {result['capacity_rps']:.1f} per second"
     )
     out.print(table)
+    for change in result["alerts"]:
+        if change["state"] in ("firing", "resolved"):
+            what = "fire" if change["state"] == "firing" else "be resolved"
+            out.print(f"At {change['at_s']:g} s the alert {change['alert']} would {what} ({change['severity']}).")
     for note in result["notes"]:
         out.print(f"[yellow]![/yellow] {note}")
     out.print(f"{result['simulated_rps']:,.0f} simulated requests per second ({result['wall_s']:.3f} s).")

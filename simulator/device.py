@@ -44,21 +44,39 @@ class Device:
     def __init__(self, label: str, times: ServiceTimes) -> None:
         self.label = label
         self.times = times
+        self._factor = 1.0
+        self._held: Event | None = None
 
     def service_time_s(self, batch_size: int) -> float:
         """Seconds that the next batch takes; a sampled device draws anew at each call."""
-        return self.times.next_s(batch_size)
+        return self._factor * self.times.next_s(batch_size)
+
+    def slow(self, factor: float) -> None:
+        """From the next batch on, each takes `factor` times as long as it would by itself."""
+        self._factor = factor
+
+    def hold(self, until: Event) -> None:
+        """Takes no batch, and hands none back, before `until` has fired; one under way goes on meanwhile."""
+        self._held = until
 
     def run(
         self, env: Environment, batcher: Batcher, finished: Finished, between_batches_s: float = 0.0
     ) -> Generator[Event, None, None]:
         """The process that takes batch after batch, and tells `finished` of each, until the batcher is closed."""
         while batch := (yield from batcher.take()):
+            yield from self._going_on()
             started_s = env.now
             finished_s = started_s + self.service_time_s(len(batch))
             yield At(env, finished_s)
+            yield from self._going_on()
+            finished_s = env.now
             finished(batch, started_s, finished_s)
             yield At(env, finished_s + between_batches_s, LATE)
+
+    def _going_on(self) -> Generator[Event, None, None]:
+        """Until nothing holds it up any more; at once where nothing does."""
+        while self._held is not None and not self._held.processed:
+            yield self._held
 
 
 class FromQuantiles:
@@ -108,13 +126,13 @@ def service_quantiles(stage: Stage, calibration: Calibration | None) -> dict[int
     """
     sizes = range(1, stage.batching.max_batch_size + 1)
     device = stage.device
-    fits = calibration is not None and calibration.device == device_label(stage)
-    if device.kind == "emulated" and not (calibration and calibration.service_times and fits):
+    measured = calibration.times_of(device_label(stage)) if calibration else ()
+    if device.kind == "emulated" and not measured:
         profile = catalogue.profiles()[str(device.profile)]
         return {size: Quantiles((profile.service_time_s(size) * device.slowdown,)) for size in sizes}
     if calibration is None or not calibration.service_times:
         raise ValueError(_no_times(stage, calibration))
-    swept = {times.batch_size: np.asarray(times.quantiles_s) for times in calibration.service_times}
+    swept = {times.batch_size: np.asarray(times.quantiles_s) for times in measured or calibration.service_times}
     if min(swept) > 1 or max(swept) < sizes[-1]:
         raise ValueError(
             f"batching.max_batch_size: must be within the sweep of the calibration, batches of {min(swept)} to "

@@ -10,6 +10,8 @@ that grow with load, the garbage collector, and one core's work waiting for anot
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,36 @@ from simulator.draws import Draws, Floats, Quantiles
 from stages.calibration import HostCosts
 
 Ints = NDArray[np.int64]
+
+
+class Hop:
+    """The way from one process to another, in seconds: who goes i-th has the i-th draw of the stream `name`.
+
+    Times come vectorised, or one by one as the event clock goes on; both ways they are the same.
+    """
+
+    def __init__(self, quantiles_s: Sequence[float], seed: int, name: str, number: int = 0) -> None:
+        self._quantiles = Quantiles(quantiles_s)
+        self._draws = Draws(seed, name, number)
+        self._last_s = -np.inf
+
+    def first_s(self, count: int) -> Floats:
+        """How long the first `count` take."""
+        return self._quantiles.first(self._draws, count)
+
+    def one_s(self, index: int) -> float:
+        """How long number `index` takes, counted from 0."""
+        return self._quantiles.one(self._draws, index)
+
+    def arrivals_s(self, left_s: Floats) -> Floats:
+        """When those are there who leave at `left_s` (ascending); nobody overtakes on the way."""
+        arrived_s: Floats = left_s + self.first_s(left_s.size)
+        return np.maximum.accumulate(arrived_s, out=arrived_s)
+
+    def arrival_s(self, index: int, left_s: float) -> float:
+        """`arrivals_s` one by one: when number `index` is there, who leaves next."""
+        self._last_s = max(self._last_s, left_s + self.one_s(index))
+        return self._last_s
 
 
 class Host:
@@ -29,39 +61,34 @@ class Host:
         self.wake_s = costs.wake_s
         self.between_batches_s = costs.between_batches_s
         self._per_item_s = costs.reply_per_item_s
-        self._send, self._reply = Quantiles(costs.send_quantiles_s), Quantiles(costs.reply_quantiles_s)
-        self._send_draws = Draws(seed, "send", number)
-        self._reply_draws = Draws(seed, "reply", number)
-        self._refusal_draws = Draws(seed, "refusal", number)
-        self._last_arrival_s = -np.inf
+        self._send = Hop(costs.send_quantiles_s, seed, "send", number)
+        self._reply = Hop(costs.reply_quantiles_s, seed, "reply", number)
+        self._refusal = Hop(costs.reply_quantiles_s, seed, "refusal", number)
 
     def arrivals_s(self, scheduled_s: Floats) -> Floats:
         """When requests sent at `scheduled_s` (ascending) are in the replica; nobody overtakes on the way."""
-        arrived_s: Floats = scheduled_s + self._send.first(self._send_draws, scheduled_s.size)
-        return np.maximum.accumulate(arrived_s, out=arrived_s)
+        return self._send.arrivals_s(scheduled_s)
 
     def arrival_s(self, request: int, scheduled_s: float) -> float:
         """`arrivals_s` one by one: when the request that is sent next is in the replica."""
-        self._last_arrival_s = max(self._last_arrival_s, scheduled_s + self._send.one(self._send_draws, request))
-        return self._last_arrival_s
+        return self._send.arrival_s(request, scheduled_s)
 
     def answers_s(self, finished_s: Floats, batch: Ints, place: Ints) -> Floats:
         """When answers are back: of batches that ended at `finished_s`, with number `batch`, in `place` 0, 1, …"""
         count = int(batch[-1]) + 1 if batch.size else 0
-        replies_s = self._reply.first(self._reply_draws, count)
-        answered_s: Floats = finished_s + replies_s[batch] + place * self._per_item_s
+        answered_s: Floats = finished_s + self._reply.first_s(count)[batch] + place * self._per_item_s
         return answered_s
 
     def answer_s(self, finished_s: float, batch: int, place: int) -> float:
         """`answers_s` for one answer."""
-        return finished_s + self._reply.one(self._reply_draws, batch) + place * self._per_item_s
+        return finished_s + self._reply.one_s(batch) + place * self._per_item_s
 
     def refusals_s(self, refused_s: Floats, requests: Ints) -> Floats:
         """When the refusals of `requests` are back that were refused at `refused_s`."""
         count = int(requests.max()) + 1 if requests.size else 0
-        back_s: Floats = refused_s + self._reply.first(self._refusal_draws, count)[requests]
+        back_s: Floats = refused_s + self._refusal.first_s(count)[requests]
         return back_s
 
     def refusal_s(self, refused_s: float, request: int) -> float:
         """`refusals_s` for one refusal."""
-        return refused_s + self._reply.one(self._refusal_draws, request)
+        return refused_s + self._refusal.one_s(request)

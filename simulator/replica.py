@@ -3,9 +3,9 @@
     submit ─▶ room? ─▶ Batcher ─▶ Device ─▶ settled
                 │ queue full │ deadline
 
-The form that fits anywhere: behind a balancer, or with users who wait for their replies. Where all arrivals of a
+The form that fits anywhere: behind a gateway, or with users who wait for their replies. Where all arrivals of a
 single replica are known up front, simulator/ahead.py does the same with less work. Twin: reference_apps/replica.py.
-Not modelled: start-up, draining, models that fail, and bad inputs.
+Not modelled: start-up, models that fail, and bad inputs.
 """
 
 from __future__ import annotations
@@ -23,37 +23,48 @@ from stages.spec import Stage
 
 __all__ = ["Replica"]
 
-Settled = Callable[[int, float], None]  # (request, when its answer or refusal is back at the client)
+# (request, when its answer or refusal is back where it came from, one of stages.records.REASONS: "" for an answer)
+Settled = Callable[[int, float, str], None]
 
 
 class Replica:
-    """The server of one model on one device, from now on. `settled` is told of each request once its end is known."""
+    """The server of one model on one device, from now on. `settled` is told of each request once its end is known.
+
+    `replica.device.slow(factor)` slows it down.
+    """
 
     def __init__(
         self, stage: Stage, env: Environment, device: Device, host: Host, settled: Settled | None = None
     ) -> None:
         self.batcher = Batcher(stage.batching, stage.admission, env, host.wake_s)
         self.device = device
+        self.busy_s = 0.0  # of the device, in batches that are done
         self._env = env
         self._host = host
         self._settled = settled
         self._deadline_s = stage.admission.deadline_s
+        self._closed = False
         self._batches: list[tuple[float, float, int]] = []
         self._served: list[int] = []
         self._shed: list[int] = []
         self._expired: list[tuple[int, float]] = []
         env.process(device.run(env, self.batcher, self._finished, host.between_batches_s))
 
-    def submit(self, request: int) -> bool:
-        """Request number `request` is in the replica now. False: it was refused."""
-        if self.batcher.put(Request(request, self._env.now, self._deadline_s, self._refuse)):
+    def submit(self, request: int, deadline_s: float | None = None) -> bool:
+        """Request number `request` is in the replica now. False: it was refused.
+
+        `deadline_s`, in seconds from now, stands in for the stage's own.
+        """
+        deadline_s = self._deadline_s if deadline_s is None else deadline_s
+        if self.batcher.put(Request(request, self._env.now, deadline_s, self._expired_in_queue)):
             return True
         self._shed.append(request)
-        self._tell_refused(request)
+        self._tell_refused(request, "draining" if self._closed else "queue_full")
         return False
 
     def close(self) -> None:
         """Lets nobody in any more; the accepted are answered."""
+        self._closed = True
         self.batcher.close()
 
     def log(self) -> ReplicaLog:
@@ -73,15 +84,16 @@ class Replica:
     def _finished(self, batch: list[Request], started_s: float, finished_s: float) -> None:
         number = len(self._batches)
         self._batches.append((started_s, finished_s, len(batch)))
+        self.busy_s += finished_s - started_s
         self._served += [request.number for request in batch]
         if self._settled is not None:
             for place, request in enumerate(batch):
-                self._settled(request.number, self._host.answer_s(finished_s, number, place))
+                self._settled(request.number, self._host.answer_s(finished_s, number, place), "")
 
-    def _refuse(self, request: Request) -> None:
+    def _expired_in_queue(self, request: Request) -> None:
         self._expired.append((request.number, self._env.now))
-        self._tell_refused(request.number)
+        self._tell_refused(request.number, "deadline")
 
-    def _tell_refused(self, request: int) -> None:
+    def _tell_refused(self, request: int, reason: str) -> None:
         if self._settled is not None:
-            self._settled(request, self._host.refusal_s(self._env.now, request))
+            self._settled(request, self._host.refusal_s(self._env.now, request), reason)

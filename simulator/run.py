@@ -1,7 +1,8 @@
 """A whole run of a stage on the virtual clock: its traffic in, the record of every request out.
 
-    Stage ─▶ schedule ─▶ host: send ─▶ replica ─▶ host: reply ─▶ Records          open loop
-    Stage ─▶ users: think ─▶ send ─▶ replica ─▶ reply ─▶ think …  ─▶ Records      closed loop
+    Stage ─▶ schedule ─▶ host: send ─▶ replica ─▶ host: reply ─▶ Records            open loop
+    Stage ─▶ users: think ─▶ send ─▶ replica ─▶ reply ─▶ think …  ─▶ Records        closed loop
+    either ─▶ send ─▶ gateway ─▶ replicas ─▶ gateway ─▶ reply ─▶ …                  a stage with a gateway
 
 No twin: the running stack is run by reference_apps/up.py and loaded by loadtests. Not modelled: start-up, a load
 generator that lags, the network between machines, and anything that simulator/host.py and device.py leave out.
@@ -9,22 +10,27 @@ generator that lags, the network between machines, and anything that simulator/h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from simpy import Environment, Event
 
 from simulator import ahead
+from simulator.autoscaler import Autoscaler, ScaledFleet
 from simulator.clock import At
 from simulator.device import Device, open_device, service_quantiles
 from simulator.draws import Floats
+from simulator.drills import Slowdown, slow_down
+from simulator.gateway import Gateway
 from simulator.host import Host
-from simulator.outcomes import ReplicaLog, to_records
+from simulator.outcomes import ReplicaLog, fleet_records, to_records
 from simulator.replica import Replica
 from stages import traffic
 from stages.calibration import Calibration, HostCosts
-from stages.records import Records
-from stages.spec import Stage, device_label, mean_rate_rps
+from stages.records import Records, looks_frame
+from stages.spec import Stage, device_label, mean_rate_rps, of_replica
 
 Serve = Callable[[Stage, Floats, Device, Host], ReplicaLog]
 
@@ -35,72 +41,173 @@ def simulate(
     *,
     calibration: Calibration | None = None,
     seed: int | None = None,
-    device: Device | None = None,
+    devices: Sequence[Device] | None = None,
     serve: Serve = ahead.serve,
+    slowdowns: Sequence[Slowdown] = (),
 ) -> Records:
     """The predicted record of a run of the stage, drained: every request of the schedule has its outcome.
 
-    `schedule` stands in for the stage's own open loop, `seed` for the traffic's, `device` for the one that stage and
-    calibration describe. `serve` says how an open loop is worked through: both ways give the same record.
-    Without a calibration the host takes no time. Raises ValueError when nothing says how long a batch takes, and
-    for a closed loop with a schedule.
+    `schedule` stands in for the stage's own open loop, `seed` for the traffic's, `devices` (one a replica) for those
+    that stage and calibration describe. `serve` says how the open loop of a replica without a gateway is worked
+    through: both ways give the same record. `slowdowns` slow devices during the run.
+    Without a calibration the host takes no time. Raises ValueError when nothing says how long a batch takes, for a
+    closed loop with a schedule, and for several replicas without a gateway.
     """
     seed = stage.traffic.seed if seed is None else seed
-    device = device or open_device(stage, calibration, seed=seed)
-    host = Host(calibration.host if calibration else HostCosts(), seed)
-    if stage.traffic.loop == "closed":
-        if schedule is not None:
-            raise ValueError("a closed loop has no schedule: its next request waits for a reply. Leave it out.")
-        users = Users(stage, device, host, seed)
-        scheduled_s, items, arrived_s, log = users.run()
-        window_s = stage.traffic.duration_s
-    else:
+    if stage.traffic.loop == "closed" and schedule is not None:
+        raise ValueError("a closed loop has no schedule: its next request waits for a reply. Leave it out.")
+    if stage.traffic.loop == "open":
         schedule = schedule or traffic.schedule(stage.traffic, seed=seed)
-        scheduled_s, items, window_s = schedule.arrivals_s, schedule.items, schedule.duration_s
-        arrived_s = host.arrivals_s(scheduled_s)
-        log = serve(stage, arrived_s, device, host)
-    timeout_s = stage.traffic.timeout_s
+    devices = devices or open_devices(stage, calibration, seed)
+    if stage.gateway is not None:
+        return _through_gateway(stage, schedule, calibration, seed, devices, slowdowns)
+    if len(devices) != 1:
+        raise ValueError(f"fleet.replicas: must be 1 without a [gateway], got {len(devices)}. Add one, or lower it.")
+    if slowdowns:
+        serve = partial(serve_by_event, slowdowns=slowdowns)
+    host = Host(calibration.host if calibration else HostCosts(), seed)
+    if schedule is None:
+        scheduled_s, items, arrived_s, log = _closed_loop(stage, devices[0], host, seed, slowdowns)
+    else:
+        scheduled_s, items, arrived_s = schedule.arrivals_s, schedule.items, host.arrivals_s(schedule.arrivals_s)
+        log = serve(stage, arrived_s, devices[0], host)
     return to_records(
-        scheduled_s, items, arrived_s, log, host, timeout_s=timeout_s, window_s=window_s, device_label=device.label
+        *(scheduled_s, items, arrived_s, log, host),
+        timeout_s=stage.traffic.timeout_s,
+        window_s=_window_s(stage, schedule),
+        device_label=devices[0].label,
     )
 
 
-def serve_by_event(stage: Stage, arrivals_s: Floats, device: Device, host: Host) -> ReplicaLog:
+def open_devices(stage: Stage, calibration: Calibration | None, seed: int) -> list[Device]:
+    """The device of each replica of the fleet. Raises ValueError when nothing says how long a batch takes."""
+    return [_device_of(stage, calibration, seed, number) for number in range(stage.fleet.replicas)]
+
+
+def _device_of(stage: Stage, calibration: Calibration | None, seed: int, number: int) -> Device:
+    return open_device(of_replica(stage, number), calibration, seed=seed, number=number)
+
+
+def serve_by_event(
+    stage: Stage, arrivals_s: Floats, device: Device, host: Host, *, slowdowns: Sequence[Slowdown] = ()
+) -> ReplicaLog:
     """What `ahead.serve` gives, an event a request: the way for replicas whose arrivals are not known up front."""
     env = Environment()
     replica = Replica(stage, env, device, host)
-    env.process(arrivals(env, replica, arrivals_s))
+    slow_down(env, {0: device}, slowdowns)
+    env.process(arrivals(env, replica.submit, arrivals_s))
     env.run()
     return replica.log()
 
 
-def arrivals(env: Environment, replica: Replica, arrivals_s: Floats) -> Generator[Event, None, None]:
-    """The process that brings request i to a replica at `arrivals_s[i]` (ascending, seconds)."""
+def arrivals(env: Environment, submit: Callable[[int], object], arrivals_s: Floats) -> Generator[Event, None, None]:
+    """The process that calls `submit` with i at `arrivals_s[i]` (ascending, seconds)."""
     for number, arrived_s in enumerate(arrivals_s.tolist()):
         if arrived_s > env.now:
             yield At(env, arrived_s)
-        replica.submit(number)
+        submit(number)
+
+
+def _through_gateway(
+    stage: Stage,
+    schedule: traffic.Schedule | None,
+    calibration: Calibration | None,
+    seed: int,
+    devices: Sequence[Device],
+    slowdowns: Sequence[Slowdown],
+) -> Records:
+    """The record of a run through the gateway of the stage."""
+    env = Environment()
+    users = Users(stage, env, seed)
+    costs = (calibration.host, calibration.gateway) if calibration else (HostCosts(), None)
+    gateway = Gateway(stage, env, *costs, seed, users.settled if schedule is None else None)
+    for number, device in enumerate(devices):
+        gateway.join(number, device)
+    slow_down(env, dict(enumerate(devices)), slowdowns)
+    window_s = _window_s(stage, schedule)
+    fleet = autoscaler = None
+    if stage.scaling is not None:
+
+        def over() -> bool:
+            return bool(env.now >= window_s and not gateway.in_flight)
+
+        fleet = ScaledFleet(env, gateway, partial(_device_of, stage, calibration, seed), len(devices), over)
+        autoscaler = Autoscaler(stage.scaling, env, fleet, len(devices), over)
+    if schedule is None:
+        users.begin(
+            gateway.from_clients.arrival_s, lambda request, item: gateway.submit(request, item, users.leaves_s(request))
+        )
+        env.run()
+        scheduled_s, items = users.scheduled_s, users.items
+    else:
+        scheduled_s, items = schedule.arrivals_s, schedule.items
+        keys, leave_s = items.tolist(), (scheduled_s + stage.traffic.timeout_s).tolist()
+        arrived_s = gateway.from_clients.arrivals_s(scheduled_s)
+        env.process(arrivals(env, lambda number: gateway.submit(number, keys[number], leave_s[number]), arrived_s))
+        env.run()
+    lives = [*gateway.lives(), *(fleet.never_served() if fleet else ())]
+    timeout_s = stage.traffic.timeout_s
+    records = fleet_records(scheduled_s, items, gateway.log(), lives, timeout_s=timeout_s, window_s=window_s)
+    return replace(records, scaling=looks_frame(autoscaler.looks)) if autoscaler else records
+
+
+def _closed_loop(
+    stage: Stage, device: Device, host: Host, seed: int, slowdowns: Sequence[Slowdown]
+) -> tuple[Floats, np.ndarray, Floats, ReplicaLog]:
+    """Scheduled times, items and arrivals in the order of sending, and what the replica did with them."""
+    env = Environment()
+    users = Users(stage, env, seed)
+    replica = Replica(stage, env, device, host, users.settled)
+    slow_down(env, {0: device}, slowdowns)
+    users.begin(host.arrival_s, lambda request, _: replica.submit(request))
+    env.run()
+    return users.scheduled_s, users.items, users.arrived_s, replica.log()
+
+
+def _window_s(stage: Stage, schedule: traffic.Schedule | None) -> float:
+    return stage.traffic.duration_s if schedule is None else schedule.duration_s
 
 
 class Users:
     """A closed loop: each user thinks, sends, waits for the reply or gives up, and thinks again while traffic lasts."""
 
-    def __init__(self, stage: Stage, device: Device, host: Host, seed: int) -> None:
-        self._traffic, self._host, self._seed = stage.traffic, host, seed
-        self._env = Environment()
-        self._replica = Replica(stage, self._env, device, host, self._settled)
+    def __init__(self, stage: Stage, env: Environment, seed: int) -> None:
+        self._traffic, self._env, self._seed = stage.traffic, env, seed
         self._scheduled_s: list[float] = []
         self._items: list[int] = []
         self._arrived_s: list[float] = []
         self._waiting: dict[int, Event] = {}  # request → the user who waits for it
 
-    def run(self) -> tuple[Floats, np.ndarray, Floats, ReplicaLog]:
-        """Scheduled times, items and arrivals in the order of sending, and what the replica did with them."""
+    def begin(self, arrival_s: Callable[[int, float], float], submit: Callable[[int, int], object]) -> None:
+        """Sends the users off: `arrival_s(request, sent_s)` says when a request is there, `submit(request, item)`
+        has it come."""
+        self._arrival_s, self._submit = arrival_s, submit
         for user in range(self._traffic.users):
             self._env.process(self._user(user))
-        self._env.run()
-        items = np.array(self._items, dtype=np.int64)
-        return np.array(self._scheduled_s), items, np.array(self._arrived_s), self._replica.log()
+
+    @property
+    def scheduled_s(self) -> Floats:
+        """When each request was sent, in that order."""
+        return np.array(self._scheduled_s, dtype=np.float64)
+
+    @property
+    def items(self) -> np.ndarray:
+        """What each was for."""
+        return np.array(self._items, dtype=np.int64)
+
+    @property
+    def arrived_s(self) -> Floats:
+        """When each was there."""
+        return np.array(self._arrived_s, dtype=np.float64)
+
+    def leaves_s(self, number: int) -> float:
+        """When the user who sent it gives up."""
+        return self._scheduled_s[number] + self._traffic.timeout_s
+
+    def settled(self, number: int, replied_s: float, reason: str) -> None:
+        """The reply to a request will be back at `replied_s`, whatever it says."""
+        del reason
+        self._at(replied_s, lambda: self._back(number))
 
     def _user(self, user: int) -> Generator[Event, None, None]:
         env = self._env
@@ -114,17 +221,14 @@ class Users:
     def _sent(self, item: int) -> Event:
         """Sends a request now; the event is the user's return to thinking."""
         env, number = self._env, len(self._scheduled_s)
-        arrived_s = self._host.arrival_s(number, env.now)
+        arrived_s = self._arrival_s(number, env.now)
         self._scheduled_s.append(env.now)
         self._items.append(item)
         self._arrived_s.append(arrived_s)
         self._waiting[number] = back = env.event()
-        self._at(arrived_s, lambda: self._replica.submit(number))
-        self._at(env.now + self._traffic.timeout_s, lambda: self._back(number))
+        self._at(arrived_s, lambda: self._submit(number, item))
+        self._at(self.leaves_s(number), lambda: self._back(number))
         return back
-
-    def _settled(self, number: int, replied_s: float) -> None:
-        self._at(replied_s, lambda: self._back(number))
 
     def _back(self, number: int) -> None:
         """The reply, or the end of the user's patience: the first of the two counts."""
@@ -137,10 +241,17 @@ class Users:
 
 
 def capacity_rps(stage: Stage, calibration: Calibration | None = None) -> float:
-    """The most requests per second that one replica serves: the best of n / (service time + gap) over batch sizes n.
+    """The most requests per second that the replicas serve together, and no more than the gateway's loop passes on.
 
-    Raises ValueError when nothing says how long a batch takes.
+    A replica's is the best of n / (service time + gap) over batch sizes n. Raises ValueError when nothing says how
+    long a batch takes.
     """
+    fleet_rps = sum(_replica_rps(of_replica(stage, n), calibration) for n in range(stage.fleet.replicas))
+    busy_s = calibration.gateway.busy_s if stage.gateway and calibration and calibration.gateway else 0.0
+    return min(fleet_rps, 1 / busy_s) if busy_s else fleet_rps
+
+
+def _replica_rps(stage: Stage, calibration: Calibration | None) -> float:
     gap_s = calibration.host.between_batches_s if calibration else 0.0
     quantiles = service_quantiles(stage, calibration)
     return max(size / (times.mean_s + gap_s) for size, times in quantiles.items())
@@ -149,18 +260,21 @@ def capacity_rps(stage: Stage, calibration: Calibration | None = None) -> float:
 def beyond_calibration(stage: Stage, calibration: Calibration) -> list[str]:
     """Where a prediction for the stage leaves what the calibration saw: a sentence each, none when it stays within."""
     notes = []
-    label, model = device_label(stage), f"{stage.model.name}"
+    model = f"{stage.model.name}"
     if stage.name != calibration.stage:
         notes.append(f"Calibrated on the stage {calibration.stage}: the host's costs of {stage.name} may differ.")
-    if label != calibration.device:
-        notes.append(f"Calibrated on the device {calibration.device}, not on {label}.")
+    for label in dict.fromkeys(device_label(of_replica(stage, n)) for n in range(stage.fleet.replicas)):
+        if label != calibration.device and label not in calibration.other_devices:
+            notes.append(f"Calibrated on the device {calibration.device}, not on {label}.")
+        swept = {times.batch_size for times in calibration.times_of(label)}
+        between = sorted(set(range(1, stage.batching.max_batch_size + 1)) - swept)
+        if between and swept:
+            sizes = ", ".join(map(str, between))
+            notes.append(f"Batches of {sizes} were not in the sweep: their times are interpolated.")
     if model not in calibration.model:
         notes.append(f"Calibrated with the model {calibration.model}, not with {model}.")
-    swept = {times.batch_size for times in calibration.service_times}
-    between = sorted(set(range(1, stage.batching.max_batch_size + 1)) - swept)
-    if between and swept and label == calibration.device:
-        sizes = ", ".join(map(str, between))
-        notes.append(f"Batches of {sizes} were not in the sweep: their times are interpolated.")
+    if stage.gateway is not None and calibration.gateway is None:
+        notes.append("Calibrated without a gateway: the time that it takes itself is left out.")
     rate_rps, low_rps = mean_rate_rps(stage.traffic), calibration.low_load_rate_rps
     if rate_rps is not None and rate_rps < low_rps:
         notes.append(

@@ -7,7 +7,8 @@ Sources, as they were opened: Wikipedia, "M/M/c queue" (Erlang's C) and "M/D/1 q
 Cooper, Introduction to Queueing Theory, 1981, p. 189); Gunther's PDQ, examples/ppa_1998/chap2/erlang.py (the
 recursion for Erlang's B, there named Jagerman's, and C out of B); Allen, Probability, Statistics and Queueing
 Theory, 1978, p. 276, as quoted on authorea.com (mean wait of M/M/c); Jain, The Art of Computer Systems Performance
-Analysis, 1991, ch. 33, as summed up in lecture notes (the operational laws).
+Analysis, 1991, ch. 33, as summed up in lecture notes (the operational laws); Wikipedia, "G/M/1 queue", as mirrored on
+owiki.org (who is found on arrival: geometric, with the smallest root of σ = A*(μ(1-σ)) as its ratio).
 """
 
 from __future__ import annotations
@@ -47,6 +48,21 @@ def mm1_latency_percentile_s(rate_rps: float, service_time_s: float, percent: fl
     """A percentile of wait plus service in M/M/1, in seconds: latency is exponential with rate μ - λ."""
     load = offered_load(rate_rps, service_time_s)
     return -math.log1p(-percent / 100) * service_time_s / (1 - load)
+
+
+def em1_wait_s(rate_rps: float, service_time_s: float, phases: int) -> float:
+    """Mean queue wait of E_k/M/1 in seconds: σ s / (1 - σ), σ = (k λ / (k λ + μ (1 - σ)))^k.
+
+    Gaps between arrivals are sums of `phases` exponential times: what one of k servers gets of a Poisson stream that
+    goes round. With one phase it is M/M/1.
+    """
+    offered_load(rate_rps, service_time_s)
+    busy = 0.0
+    for _ in range(100_000):  # rises to the smallest root
+        before, busy = busy, (phases * rate_rps / (phases * rate_rps + (1 - busy) / service_time_s)) ** phases
+        if busy - before < 1e-15:
+            break
+    return busy * service_time_s / (1 - busy)
 
 
 def erlang_b(servers: int, erlangs: float) -> float:

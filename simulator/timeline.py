@@ -1,6 +1,8 @@
 """A timeline of both worlds in Chrome's trace-event format, for https://ui.perfetto.dev or chrome://tracing.
 
     measured  (process 1) ─ replica 0 (row) ─ batches as slices, and the length of its queue as a counter
+                          ─ replica 1 (row) …
+                          ─ requests inside the gateway as a counter
     predicted (process 2) ─ the same, on the same clock
 
 No twin: a function of records. The format: JSON object format, complete events `X`, counters `C` and metadata
@@ -32,7 +34,11 @@ def trace_events(measured: Records, predicted: Records) -> dict[str, Any]:
     events: list[Event] = []
     for pid, (world, records) in enumerate(worlds.items(), start=1):
         events += _names(pid, world, records)
-        timed = [*_slices(pid, records, began_s), *_queue_lengths(pid, records, began_s)]
+        timed = [
+            *_slices(pid, records, began_s),
+            *_queue_lengths(pid, records, began_s),
+            *_in_gateway(pid, records, began_s),
+        ]
         events += sorted(timed, key=lambda event: float(event["ts"]))
     return {
         "traceEvents": events,
@@ -105,20 +111,33 @@ def _queue_lengths(pid: int, records: Records, began_s: float) -> list[Event]:
     )
     enters = queued.select("replica", at_s="arrived_s", change=pl.lit(1))
     leaves = queued.select("replica", at_s=pl.coalesce("started_s", "replied_s"), change=pl.lit(-1))
-    steps = pl.concat([enters, leaves.drop_nulls("at_s")])
-    steps = steps.group_by("replica", "at_s").agg(pl.col("change").sum()).sort("replica", "at_s")
-    lengths = steps.with_columns(length=pl.col("change").cum_sum().over("replica"))
+    lengths = _running(pl.concat([enters, leaves.drop_nulls("at_s")]), "replica")
     return [
-        {
-            "name": f"queue of replica {replica}",
-            "ph": "C",
-            "ts": _us(_ns(at_s + began_s)),
-            "pid": pid,
-            "tid": replica + 1,
-            "args": {"requests": length},
-        }
+        _counter(f"queue of replica {replica}", pid, replica + 1, at_s + began_s, length)
         for replica, at_s, length in lengths.select("replica", "at_s", "length").iter_rows()
     ]
+
+
+def _in_gateway(pid: int, records: Records, began_s: float) -> list[Event]:
+    """A counter of the requests inside the gateway: from read to answered, or to their client's giving up."""
+    came = records.requests.drop_nulls("gateway_in_s")
+    enters = came.select(at_s="gateway_in_s", change=pl.lit(1))
+    leaves = came.select(at_s=pl.coalesce("gateway_out_s", "replied_s"), change=pl.lit(-1))
+    lengths = _running(pl.concat([enters, leaves]).with_columns(gateway=0), "gateway")
+    return [
+        _counter("inside the gateway", pid, 0, at_s + began_s, length)
+        for at_s, length in lengths.select("at_s", "length").iter_rows()
+    ]
+
+
+def _running(steps: pl.DataFrame, of: str) -> pl.DataFrame:
+    """The running sum of `change` at every moment of each `of`, as `length`."""
+    steps = steps.group_by(of, "at_s").agg(pl.col("change").sum()).sort(of, "at_s")
+    return steps.with_columns(length=pl.col("change").cum_sum().over(of))
+
+
+def _counter(name: str, pid: int, tid: int, at_s: float, requests: int) -> Event:
+    return {"name": name, "ph": "C", "ts": _us(_ns(at_s)), "pid": pid, "tid": tid, "args": {"requests": requests}}
 
 
 def _ns(seconds: float) -> int:
