@@ -1,8 +1,11 @@
-"""The verbs of the running stack: up, down, status."""
+"""The verbs of the running stack: up, down, status, restart."""
 
 from __future__ import annotations
 
 import time
+from contextlib import closing
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,15 +25,28 @@ from stages.terminal import (
 
 if TYPE_CHECKING:
     from reference_apps.up import Up
+    from stages.spec import Stage
 
 app = typer.Typer()
 
 
+class On(StrEnum):
+    """What the replicas of a stage are."""
+
+    PROCESS = "process"
+    DOCKER = "docker"
+
+
 @app.command()
-def up(stage: StageArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
-    """Start a stage's processes on free ports and keep them up until `rung down`."""
+def up(
+    stage: StageArgument,
+    set_: SetOption = None,
+    on: Annotated[On, typer.Option(help="Start processes of this machine, or Docker containers.")] = On.PROCESS,
+    json_: JsonOption = False,
+) -> None:
+    """Start a stage's processes (or containers) on free ports and keep them up until `rung down`."""
     from reference_apps import up as upkeep
-    from reference_apps.launchers.process import LaunchError
+    from reference_apps.launchers.member import LaunchError
     from stages.spec import load_stage
 
     with teaching():
@@ -41,8 +57,10 @@ def up(stage: StageArgument, set_: SetOption = None, json_: JsonOption = False) 
             Exit.MISUSED,
         )
     try:
+        if on is On.DOCKER:
+            _prepare_docker(resolved)
         with err.status(f"Starting {resolved.name} …"):
-            started = upkeep.start(resolved)
+            started = upkeep.start(resolved, on)
     except LaunchError as error:
         fail(f"{resolved.name} did not start.\n{error}")
     except OSError as error:
@@ -54,9 +72,12 @@ def up(stage: StageArgument, set_: SetOption = None, json_: JsonOption = False) 
     if json_:
         print_json(_described(started))
         return
-    out.print(
-        f"{resolved.name} serves at [bold]{started.url}[/bold] (docs at {started.url}/docs), logs in {started.folder}"
-    )
+    ours = resolved.gateway is None or resolved.gateway.engine == "rung"
+    docs = f" (docs at {started.url}/docs)" if ours else ""
+    out.print(f"{resolved.name} serves at [bold]{started.url}[/bold]{docs}, logs in {started.folder}")
+    if started.gateway is not None:
+        devices = ", ".join(f"replica {each['replica']} ({each['device']})" for each in started.replicas)
+        out.print(f"Behind its gateway: {devices or 'no replica yet'}.")
     out.print(f"Load it with `rung load {resolved.name}`; stop it with `rung down {resolved.name}`.")
 
 
@@ -72,27 +93,31 @@ def down(
 ) -> None:
     """Stop what `rung up` started, after the accepted requests are answered."""
     from reference_apps import up as upkeep
+    from reference_apps.launchers import docker_engine
 
     found = [each for each in upkeep.list_up() if stage in (None, each.stage)]
-    if stage is not None and not found:
-        names = ", ".join(each.stage for each in upkeep.list_up()) or "nothing"
-        fail(f"{stage}: is not up. What is up: {names}.", Exit.MISUSED)
     stopped: list[dict[str, Any]] = []
     for each in found:
         with err.status(f"Stopping {each.stage} …"):
             stopped.append({"stage": each.stage, "drained": upkeep.stop(each, timeout_s)})
+    removed = docker_engine.sweep_if_there(stage)  # containers that a crash, or the kill above, left behind
+    if stage is not None and not found and not removed:
+        _found(stage)
     if json_:
-        print_json({"stopped": stopped})
+        print_json({"stopped": stopped} | ({"removed": removed} if removed else {}))
         return
+    for name in removed:
+        out.print(f"{name}: was left by a crash, removed")
     for row in stopped:
         out.print(f"{row['stage']}: {'stopped' if row['drained'] else f'killed after {timeout_s:g} s'}")
-    if not stopped:
+    if not stopped and not removed:
         out.print("Nothing is up.")
 
 
 @app.command()
 def status(json_: JsonOption = False) -> None:
     """List the stages that are up, their processes and addresses."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from reference_apps.up import list_up
@@ -104,36 +129,95 @@ def status(json_: JsonOption = False) -> None:
     if not stages:
         out.print("Nothing is up. Start a stage with `rung up micro-batched`.")
         return
-    table = Table("stage", "replica", "pid", "address", "ready", "up for", "logs")
     for each in stages:
-        for replica in each["replicas"]:
-            ready = "yes" if replica["ready"] else "no"
-            up_for = f"{each['up_for_s']:.0f} s"
-            row = (
-                each["stage"],
-                replica["replica"],
-                replica["pid"],
-                replica["url"],
-                ready,
-                up_for,
-                each["folder"],
-            )
+        out.print(f"[bold]{each['stage']}[/bold]: up for {each['up_for_s']:.0f} s, logs in {each['folder']}")
+        table = Table("process", "pid", "address", "state", "ready", "device", box=SIMPLE_HEAD, pad_edge=False)
+        table.columns[-1].overflow = "fold"
+        for column in table.columns[:-1]:
+            column.no_wrap = True
+        for member in ([each["gateway"]] if each["gateway"] else []) + each["replicas"]:
+            name = f"replica {member['replica']}" if "replica" in member else "gateway"
+            ready = "yes" if member["ready"] else "no"
+            row = (name, member["pid"], member["url"], member["state"], ready, member.get("device", ""))
             table.add_row(*map(str, row))
-    out.print(table)
+        out.print(table)
+
+
+@app.command()
+def restart(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="The name of a stage that is up.")],
+    rolling: Annotated[
+        bool, typer.Option("--rolling", help="One replica after the other, new before old: no request fails.")
+    ] = False,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds to wait until it is done.")] = 600.0,
+    json_: JsonOption = False,
+) -> None:
+    """Restart a stage that is up, as it was started; with --rolling while it goes on serving."""
+    from reference_apps import up as upkeep
+    from reference_apps.commands import CommandError, ask
+    from reference_apps.launchers.member import LaunchError
+    from stages.spec import load_stage
+
+    found = _found(stage)
+    if not rolling:
+        with err.status(f"Restarting {stage} …"), teaching():
+            resolved = load_stage(f"{found.folder}/stage.toml")
+            upkeep.stop(found, timeout_s)
+            try:
+                started = upkeep.start(resolved, found.on)
+            except LaunchError as error:
+                fail(f"{stage} did not start again.\n{error}")
+        if json_:
+            print_json(_described(started))
+        else:
+            out.print(f"{stage} serves at [bold]{started.url}[/bold], logs in {started.folder}")
+        return
+    try:
+        with err.status(f"Restarting {stage}, one replica after the other …"):
+            told = ask(Path(found.folder), "restart", {}, timeout_s, lambda: found.alive)
+    except CommandError as error:
+        fail(str(error))
+    if json_:
+        print_json({"stage": stage, **told})
+        return
+    for row in told["replaced"]:
+        out.print(f"{stage}: replica {row['old']} was replaced by replica {row['new']}")
+
+
+def _prepare_docker(stage: Stage) -> None:
+    """Clears away what a crash left, and makes sure of the images, which may take minutes. Raises LaunchError."""
+    from reference_apps.launchers import docker_engine, docker_image
+
+    with err.status("Looking for Docker …") as shown, closing(docker_engine.connect()) as engine:
+        docker_engine.sweep(engine)
+        say = shown.update if err.is_terminal else err.print
+        docker_image.prepare(engine, stage, lambda text: say(f"{text} …"))
+
+
+def _found(stage: str) -> Up:
+    """The stage of that name that is up; ends the command in words when it is not."""
+    from reference_apps.up import list_up
+
+    everything = {each.stage: each for each in list_up()}
+    if stage not in everything:
+        fail(f"{stage}: is not up. What is up: {', '.join(everything) or 'nothing'}.", Exit.MISUSED)
+    return everything[stage]
 
 
 def _described(up: Up) -> dict[str, Any]:
-    from reference_apps.launchers.process import probe
+    from reference_apps.asking import probe
+    from stages.spec import load_stage
 
-    replicas = []
-    for replica in up.replicas:
-        url = f"http://127.0.0.1:{replica['port']}"
-        replicas.append({**replica, "url": url, "ready": probe(f"{url}/readyz")})
+    edge = None
+    if up.gateway is not None and (gateway := load_stage(Path(up.folder) / "stage.toml").gateway) is not None:
+        edge = gateway.edge
     return {
         "stage": up.stage,
+        "on": up.on,
         "url": up.url,
         "folder": up.folder,
         "supervisor_pid": up.supervisor_pid,
         "up_for_s": time.time() - up.since,
-        "replicas": replicas,
+        "gateway": None if up.gateway is None else {**up.gateway, "ready": probe(f"{up.url}/readyz", edge=edge)},
+        "replicas": [{**each, "ready": each["url"] != "" and probe(f"{each['url']}/readyz")} for each in up.replicas],
     }

@@ -38,15 +38,24 @@ class Device:
         self.overruns = 0  # emulated batches whose real answer took longer than the pace allowed
         self._model = model
         self.service_time_s = service_time_s
+        self._factor = 1.0
+
+    def slow(self, factor: float) -> None:
+        """From the next batch on, each takes `factor` times as long as it would by itself."""
+        self._factor = factor
 
     def run(self, inputs: list[np.ndarray]) -> list[dict[str, Any]]:
         """Gives the model's answers to a batch, after the time that the device takes for it.
 
         Raises whatever the model raises.
         """
+        started_s, factor = time.monotonic(), self._factor
         if self.service_time_s is None:
-            return self._model.predict(np.stack(inputs))
-        started_s, pace_s = time.monotonic(), self.service_time_s(len(inputs))
+            answers = self._model.predict(np.stack(inputs))
+            if factor > 1.0:
+                time.sleep((factor - 1.0) * (time.monotonic() - started_s))
+            return answers
+        pace_s = factor * self.service_time_s(len(inputs))
         time.sleep(QUIET_SHARE * pace_s)
         answers = self._model.predict(np.stack(inputs))
         if time.monotonic() > started_s + pace_s:

@@ -31,10 +31,24 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from reference_apps.asgi import (
+    JSON,
+    PREDICT_BODY,
+    Answer,
+    ClientGoneError,
+    Headers,
+    deadline_of,
+    problem,
+    read_body,
+    send_answer,
+    too_long,
+)
 from reference_apps.batcher import Batcher, Request
 from reference_apps.decoding import BadInputError, Decodes, decode
 from reference_apps.device import Device, open_device
+from reference_apps.logs import RequestLog
 from reference_apps.replica_metrics import ReplicaMetrics
+from stages.alerts import latency_bounds_of
 from stages.spec import Stage
 
 __all__ = ["Replica"]
@@ -47,9 +61,8 @@ BATCHES_KEPT = 100_000
 # Batches of every size up to this one are run once before the first request.
 WARM_BATCH_SIZE_MAX = 32
 
-Headers = dict[bytes, bytes]
-JSON = b"application/json"
-PROBLEM = b"application/problem+json"
+# What a request without an answer comes to, by its reason; "failed" for all others.
+_OUTCOMES = {"": "ok", "queue_full": "shed", "draining": "shed", "deadline": "timed_out"}
 
 
 @dataclass(slots=True)
@@ -67,16 +80,19 @@ class Reply:
 class Replica:
     """The server of one model on one device: `load()` it, then serve it as an ASGI application with lifespan."""
 
-    def __init__(self, stage: Stage, number: int = 0) -> None:
+    def __init__(self, stage: Stage, number: int = 0, first_batch: int = 0) -> None:
         self.stage = stage
         self.number = number
         self.batcher = Batcher(stage.batching, stage.admission)
-        self.metrics = ReplicaMetrics(self.batcher, stage.batching.max_batch_size, self._overruns)
+        self.metrics = ReplicaMetrics(
+            self.batcher, stage.batching.max_batch_size, self._overruns, latency_bounds_of(stage)
+        )
+        self.request_log = RequestLog(log, stage.logs)
         self.batches: deque[tuple[int, float, float, int]] = deque(maxlen=BATCHES_KEPT)
         self.device: Device | None = None
         self.model: Any = None
         self.draining = False
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(first_batch)
         self._thread = threading.Thread(target=self._serve, name="device", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._web: ASGIApp = web(self)
@@ -84,12 +100,11 @@ class Replica:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: `/predict` on the short path, everything else through FastAPI."""
         if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
-            body = await _read_body(receive, self.stage.admission.max_body_bytes)
-            status, headers, content = await self.answer(dict(scope["headers"]), body)
-            headers.append((b"content-length", b"%d" % len(content)))
-            start = {"type": "http.response.start", "status": status, "headers": headers}
-            await send(start)
-            await send({"type": "http.response.body", "body": content})
+            try:
+                body = await read_body(receive, self.stage.admission.max_body_bytes)
+            except ClientGoneError:
+                return
+            await send_answer(send, await self.answer(dict(scope["headers"]), body))
         else:
             await self._web(scope, receive, send)
 
@@ -121,53 +136,56 @@ class Replica:
         if self._thread.is_alive():
             self._thread.join(self.stage.lifecycle.drain_timeout_s)
 
-    async def answer(self, headers: Headers, body: bytes | None) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    async def answer(self, headers: Headers, body: bytes | None) -> Answer:
         """One request from its headers and body to status, headers and content. `body` is None when it was too long."""
+        began_s = time.monotonic()
+        reason, answer = await self._answered(headers, body)
+        took_s = time.monotonic() - began_s
+        self.metrics.answered(_OUTCOMES.get(reason, "failed"), reason, took_s)
+        self.request_log.note(headers, answer, took_s)
+        return answer
+
+    async def _answered(self, headers: Headers, body: bytes | None) -> tuple[str, Answer]:
+        """The reason why there is no answer to a request, empty if there is one, and what its client is told."""
         try:
             inputs, deadline_s = self._decoded(headers, body)
         except BadInputError as error:
-            self.metrics.outcome("failed", "bad_input")
-            return _problem(error.status, "bad_input", str(error))
+            return "bad_input", problem(error.status, "bad_input", str(error))
         loop = asyncio.get_running_loop()
         request = Request(inputs, time.monotonic(), deadline_s, self._refuse, loop.create_future())
         if not self.batcher.put(request):
             reason = "draining" if self.draining else "queue_full"
-            return self._refusal(503, "shed", reason)
+            return reason, self._refusal(503, reason)
         reply: Reply = await request.reply
         if reply.answer is None:
             if reply.reason == "deadline":
-                return self._refusal(504, "timed_out", "deadline")
-            self.metrics.outcome("failed", "model_error")
-            return _problem(500, "model_error", "The model failed on this input. The log of the replica has its error.")
-        self.metrics.outcome("ok", "")
+                return "deadline", self._refusal(504, "deadline")
+            text = "The model failed on this input. The log of the replica has its error."
+            return "model_error", problem(500, "model_error", text)
         content = {"model": self.model.name, "version": self.model.version, **reply.answer}
-        return 200, [(b"content-type", JSON), self._record(request, reply)], orjson.dumps(content)
+        return "", (200, [(b"content-type", JSON), self._record(request, reply)], orjson.dumps(content))
 
     def _decoded(self, headers: Headers, body: bytes | None) -> tuple[np.ndarray, float | None]:
         if body is None:
-            limit = self.stage.admission.max_body_bytes
-            raise BadInputError(
-                413, f"body: must be at most {limit} bytes (admission.max_body_bytes). Send a smaller input."
-            )
-        deadline_s = self.stage.admission.deadline_s
-        if (given := headers.get(b"x-rung-deadline-s")) is not None:
-            deadline_s = _positive_seconds(given)
+            raise BadInputError(413, too_long(self.stage.admission.max_body_bytes))
+        try:
+            deadline_s = deadline_of(headers)
+        except ValueError as error:
+            raise BadInputError(422, str(error)) from None
+        if deadline_s is None:
+            deadline_s = self.stage.admission.deadline_s
         content_type = headers.get(b"content-type", b"").decode("latin-1")
         shape = headers.get(b"x-rung-shape", b"").decode("latin-1")
         return decode(cast(Decodes, self.model), content_type, shape, body), deadline_s
 
-    def _refusal(self, status: int, outcome: str, reason: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        self.metrics.outcome(outcome, reason)
+    def _refusal(self, status: int, reason: str) -> Answer:
         admission = self.stage.admission
         text = {
             "queue_full": f"The queue is full ({admission.max_queue_length} requests). Try again later.",
             "draining": "This replica is stopping. Try again.",
             "deadline": "The deadline passed while the request waited; it was not computed.",
         }[reason]
-        status, headers, content = _problem(status, reason, text)
-        if status == 503:
-            headers.append((b"retry-after", str(max(1, round(admission.retry_after_s))).encode()))
-        return status, headers, content
+        return problem(status, reason, text, admission.retry_after_s if status == 503 else None)
 
     def _record(self, request: Request, reply: Reply) -> tuple[bytes, bytes]:
         """Where this answer's time went, for whoever measures: times of this machine's monotonic clock, in seconds."""
@@ -239,7 +257,7 @@ def web(replica: Replica) -> FastAPI:
 
     app = FastAPIOffline(title=f"rung: {replica.stage.title}", description=replica.stage.question, lifespan=lifespan)
 
-    @app.post("/predict", openapi_extra=_PREDICT_BODY, summary="One input, one answer")
+    @app.post("/predict", openapi_extra=PREDICT_BODY, summary="One input, one answer")
     async def predict(request: HttpRequest) -> Response:
         """Send one input as JSON, as PNG bytes, or as raw float32. The header `x-rung-deadline-s` gives the
         seconds after which you will not wait any more. 503 with Retry-After: the queue is full."""
@@ -266,67 +284,3 @@ def web(replica: Replica) -> FastAPI:
         return [row for row in list(replica.batches) if row[1] >= since_s]
 
     return app
-
-
-_PREDICT_BODY: dict[str, Any] = {
-    "parameters": [
-        {
-            "name": "x-rung-shape",
-            "in": "header",
-            "schema": {"type": "string"},
-            "description": "with raw float32: 8x8",
-        },
-        {"name": "x-rung-deadline-s", "in": "header", "schema": {"type": "number", "exclusiveMinimum": 0}},
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["input"],
-                    "properties": {
-                        "input": {"type": "array", "items": {}, "description": "nested to the model's shape"}
-                    },
-                }
-            },
-            "image/png": {"schema": {"type": "string", "format": "binary"}},
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-        },
-    },
-}
-
-
-async def _read_body(receive: Receive, limit: int) -> bytes | None:
-    """The whole body, or None when it is longer than `limit`; what is over is read and thrown away."""
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        return body if len(body) <= limit else None
-    parts, size = [body], len(body)
-    while message.get("more_body", False):
-        message = await receive()
-        part = message.get("body", b"")
-        size += len(part)
-        if size <= limit:
-            parts.append(part)
-    return b"".join(parts) if size <= limit else None
-
-
-def _problem(status: int, title: str, detail: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """An error as RFC 9457 puts it: application/problem+json."""
-    content = orjson.dumps({"title": title, "status": status, "detail": detail})
-    return status, [(b"content-type", PROBLEM)], content
-
-
-def _positive_seconds(given: bytes) -> float:
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = float("nan")
-    if not 0.0 < seconds < float("inf"):
-        shown = given.decode("latin-1")[:40]
-        raise BadInputError(
-            422, f"x-rung-deadline-s: must be seconds greater than 0, got {shown}. Leave it out to wait."
-        )
-    return seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -11,11 +11,19 @@ from reference_apps.batcher import Batcher
 WAIT_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 DEVICE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
+# A counter that is there from the start shows its first increase, too; one that appears with it does not.
+ENDINGS = (
+    *(("ok", ""), ("failed", "bad_input"), ("failed", "model_error")),
+    *(("shed", "queue_full"), ("shed", "draining"), ("timed_out", "deadline")),
+)
+
 
 class ReplicaMetrics:
     """The metrics of one replica in a registry of their own. Names and units follow Prometheus' conventions."""
 
-    def __init__(self, batcher: Batcher, max_batch_size: int, overruns: Callable[[], int]) -> None:
+    def __init__(
+        self, batcher: Batcher, max_batch_size: int, overruns: Callable[[], int], bounds_s: Sequence[float]
+    ) -> None:
         self._registry = CollectorRegistry()
         depth = Gauge("rung_queue_depth", "Requests waiting for a batch", registry=self._registry)
         depth.set_function(lambda: batcher.queue_length)
@@ -42,10 +50,17 @@ class ReplicaMetrics:
         self._requests = Counter(
             "rung_requests", "Requests by outcome and reason", ["outcome", "reason"], registry=self._registry
         )
+        self._seconds = Histogram(
+            "rung_request_seconds", "From read to answered", ["outcome"], buckets=bounds_s, registry=self._registry
+        )
+        # Looked up once: a label costs a request as much as its count.
+        self._endings = {ending: self._ending(*ending) for ending in ENDINGS}
 
-    def outcome(self, outcome: str, reason: str) -> None:
-        """Counts a request that came to its end."""
-        self._requests.labels(outcome, reason).inc()
+    def answered(self, outcome: str, reason: str, took_s: float) -> None:
+        """Counts a request that came to its end, `took_s` after it was read."""
+        requests, seconds = self._endings.get((outcome, reason)) or self._ending(outcome, reason)
+        requests.inc()
+        seconds.observe(took_s)
 
     def batch(self, batch_size: int, waits_s: Iterable[float], device_s: float) -> None:
         """Notes a batch that was run, the waits of its requests and the device's time for it, in seconds."""
@@ -57,6 +72,9 @@ class ReplicaMetrics:
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+    def _ending(self, outcome: str, reason: str) -> tuple[Counter, Histogram]:
+        return self._requests.labels(outcome, reason), self._seconds.labels(outcome)
 
 
 def _sizes(max_batch_size: int) -> list[float]:

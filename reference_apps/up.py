@@ -1,35 +1,29 @@
-"""Keeps a stage up: starts its processes, starts again what dies, and stops them all when told to.
+"""What is up, and how a command finds, starts and stops it. Each stage that is up has a supervisor of its own.
 
-    rung up ──▶ supervisor (this module, a process of its own) ──▶ replicas
-    rung down ── SIGTERM ──▶ supervisor
+    rung up ── Popen ──▶ supervisor ── writes ──▶ runs/up/<stage>.json ──▶ rung status, load, restart, down
 
-What is up is written in `runs/up/<stage>.json`, so that any later command finds it.
+What the supervisor does is in reference_apps/supervisor.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 import psutil
 
-from reference_apps.launchers.process import LaunchError, ProcessLauncher, died, wait_until
-from stages.spec import Stage, load_stage, stage_toml
-
-# A replica that dies is started again after 1, 2, 4 … s; after so many deaths in a row the stage is given up.
-RESTARTS_MAX = 5
-HEALTHY_AFTER_S = 30.0
+from reference_apps.asking import wait_until
+from reference_apps.launchers.member import LaunchError, Life
+from reference_apps.reading_logs import complaints
+from stages.spec import Stage, stage_toml
 
 
 @dataclass(frozen=True)
@@ -41,8 +35,17 @@ class Up:
     folder: str
     supervisor_pid: int
     supervisor_created: float  # tells the process from a later one under the same pid
-    replicas: list[dict[str, int]]
+    replicas: list[dict[str, Any]]  # replica, pid, port, url, state, device
     since: float  # seconds since the epoch
+    gateway: dict[str, Any] | None = None  # pid, port, url, state
+    on: str = "process"  # what its replicas are: processes, or containers ("docker")
+    lives: list[Any] = field(default_factory=list)  # as launchers.member.Life, of every replica that there ever was
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes of the stack, without the supervisor."""
+        members = [*self.replicas, *([self.gateway] if self.gateway is not None else [])]
+        return tuple(int(member["pid"]) for member in members)
 
     @property
     def alive(self) -> bool:
@@ -51,6 +54,29 @@ class Up:
             process = psutil.Process(self.supervisor_pid)
             return process.create_time() == self.supervisor_created and process.status() != psutil.STATUS_ZOMBIE
         return False
+
+
+class Stack:
+    """What is up of one stage now and at any later time: its processes come and go."""
+
+    def __init__(self, up: Up) -> None:
+        self._last = up
+
+    def pids(self) -> tuple[int, ...]:
+        """The processes of the stack, its supervisor included."""
+        up = self._now()
+        return (up.supervisor_pid, *up.pids)
+
+    def lives(self) -> list[Life]:
+        """Every replica that there ever was."""
+        return [Life(*life) for life in self._now().lives]
+
+    def _now(self) -> Up:
+        """What the supervisor says now; what it last said, once it is gone."""
+        up = _read_state(state_file(self._last.stage))
+        if up is not None and up.supervisor_pid == self._last.supervisor_pid:
+            self._last = up
+        return self._last
 
 
 def runs_folder() -> Path:
@@ -79,17 +105,29 @@ def list_up() -> list[Up]:
         if up is not None and up.alive:
             found.append(up)
         else:
+            if up is not None:
+                _end_what_stands_still(up)
             path.unlink(missing_ok=True)
     return found
 
 
-def start(stage: Stage) -> Up:
+def _end_what_stands_still(up: Up) -> None:
+    """Kills the processes of a stage whose supervisor is no more that a drill had stopped: they would never notice."""
+    for pid in up.pids:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            ours = any(word.startswith(up.folder) for word in process.cmdline())  # the pid may be another's by now
+            if ours and process.status() == psutil.STATUS_STOPPED:
+                process.kill()
+
+
+def start(stage: Stage, on: str = "process") -> Up:
     """Starts a supervisor in the background and returns when the stage serves. Raises LaunchError."""
     folder = fresh_folder(f"up-{stage.name}")
     (folder / "stage.toml").write_text(stage_toml(stage), encoding="utf-8")
     with (folder / "supervisor.log").open("ab") as log:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "reference_apps.up", str(folder)],
+            [sys.executable, "-m", "reference_apps.supervisor", str(folder), on],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -97,7 +135,7 @@ def start(stage: Stage) -> Up:
         )
 
     def serves() -> Up | None:
-        up = _read_state(_state_file(stage.name))
+        up = _read_state(state_file(stage.name))
         return up if up is not None and up.supervisor_pid == supervisor.pid else None
 
     timeout_s = stage.lifecycle.ready_timeout_s + 10.0
@@ -105,7 +143,7 @@ def start(stage: Stage) -> Up:
         wait_until(lambda: supervisor.poll() is not None or serves() is not None, timeout_s)
         up = serves()
         if up is None or supervisor.poll() is not None:
-            raise LaunchError((folder / "supervisor.log").read_text(encoding="utf-8", errors="replace").strip())
+            raise LaunchError(complaints(folder / "supervisor.log"))
     except BaseException:
         if supervisor.poll() is None:
             supervisor.terminate()
@@ -121,60 +159,13 @@ def stop(up: Up, timeout_s: float) -> bool:
         return True
     with contextlib.suppress(ProcessLookupError):
         os.kill(up.supervisor_pid, signal.SIGKILL)  # its replicas notice the end of their pipe and drain
-    _state_file(up.stage).unlink(missing_ok=True)
+    state_file(up.stage).unlink(missing_ok=True)
     return False
 
 
-def supervise(folder: Path, stopping: threading.Event) -> None:
-    """Runs the stage of `folder` until `stopping` is set. Raises LaunchError when it cannot be kept up."""
-    stage = load_stage(folder / "stage.toml")
-    state = _state_file(stage.name)
-    with _alone(stage.name), ProcessLauncher(stage, folder) as launcher:
-        try:
-            since = time.time()
-            _write_state(state, stage, launcher, since)
-            _watch(launcher, stopping, lambda: _write_state(state, stage, launcher, since))
-        finally:
-            state.unlink(missing_ok=True)
-
-
-def _watch(launcher: ProcessLauncher, stopping: threading.Event, restarted: Callable[[], None]) -> None:
-    deaths = 0
-    while not stopping.wait(0.2):
-        for replica in list(launcher.replicas):
-            if replica.process.poll() is None:
-                continue
-            healthy = replica.ready_s is not None and time.monotonic() - replica.ready_s > HEALTHY_AFTER_S
-            deaths = 1 if healthy else deaths + 1
-            _say(died(replica))
-            if deaths > RESTARTS_MAX:
-                raise LaunchError(f"replica {replica.number} died {deaths} times in a row: given up.")
-            if stopping.wait(2.0 ** (deaths - 1)):
-                return
-            _say(f"replica {replica.number} is started again on port {replica.port}")
-            try:
-                launcher.restart(replica)
-            except LaunchError as error:
-                _say(str(error))
-                launcher.replicas[replica.number].process.kill()  # if it hangs; the next round counts it as a death
-            restarted()
-
-
-def _write_state(path: Path, stage: Stage, launcher: ProcessLauncher, since: float) -> None:
-    me = psutil.Process()
-    up = Up(
-        stage=stage.name,
-        url=launcher.replicas[0].url,
-        folder=str(launcher.folder),
-        supervisor_pid=me.pid,
-        supervisor_created=me.create_time(),
-        replicas=[{"replica": r.number, "pid": r.process.pid, "port": r.port} for r in launcher.replicas],
-        since=since,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(asdict(up), indent=2))
-    fresh.replace(path)
+def state_file(stage_name: str) -> Path:
+    """Where a stage that is up is written down."""
+    return runs_folder() / "up" / f"{stage_name}.json"
 
 
 def _read_state(path: Path) -> Up | None:
@@ -183,49 +174,3 @@ def _read_state(path: Path) -> Up | None:
         return Up(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
-
-
-@contextlib.contextmanager
-def _alone(stage_name: str) -> Iterator[None]:
-    """Holds the stage's lock, which ends with this process; two commands at once must not both start a stage."""
-    path = runs_folder() / "up" / f"{stage_name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LaunchError(
-                f"{stage_name}: is being started or is up already, by another command. See `rung status`."
-            ) from None
-        yield
-
-
-def _state_file(stage_name: str) -> Path:
-    return runs_folder() / "up" / f"{stage_name}.json"
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    sys.stderr.flush()
-
-
-def main(folder: Path) -> int:
-    """The supervisor's process: supervises until SIGTERM or SIGINT."""
-    stopping = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        stopping.set()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
-    try:
-        supervise(folder, stopping)
-    except LaunchError as error:
-        _say(str(error))
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,116 @@
+"""What a gateway tells Prometheus: requests by outcome and reason, tries, times, and each replica as it sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+# A counter that is there from the start shows its first increase, too; one that appears with it does not.
+ENDINGS = (
+    *(("ok", ""), ("failed", "bad_input"), ("failed", "model_error"), ("failed", "upstream_lost")),
+    *(("shed", "queue_full"), ("shed", "draining"), ("shed", "gateway_full"), ("shed", "no_replica")),
+    *(("timed_out", "deadline"), ("timed_out", "upstream_timeout")),
+)
+
+# Number, outstanding requests, seconds that requests have spent there, ready by its probes, ejected for its failures,
+# draining.
+Seen = tuple[int, int, float, bool, bool, bool]
+
+
+class GatewayMetrics:
+    """The metrics of one gateway in a registry of their own. Names and units follow Prometheus' conventions."""
+
+    def __init__(
+        self, in_flight: Callable[[], int], replicas: Callable[[], Iterable[Seen]], bounds_s: Sequence[float]
+    ) -> None:
+        self._registry = CollectorRegistry()
+        registry = self._registry
+        inside = Gauge("rung_gateway_in_flight", "Requests inside the gateway", registry=registry)
+        inside.set_function(in_flight)
+        self._requests = Counter(
+            "rung_gateway_requests", "Requests by outcome and reason", ["outcome", "reason"], registry=registry
+        )
+        self._seconds = Histogram(
+            "rung_gateway_request_seconds",
+            "From read to answered",
+            ["outcome"],
+            buckets=bounds_s,
+            registry=registry,
+        )
+        # Looked up once: a label costs a request as much as its count.
+        self._endings = {ending: self._ending(*ending) for ending in ENDINGS}
+        self._arrived = Counter("rung_gateway_arrived", "Requests that came, the refused too", registry=registry)
+        self._retries = Counter("rung_gateway_retries", "Further tries by their cause", ["reason"], registry=registry)
+        self._refused = Counter(
+            "rung_gateway_retries_refused", "Retries that were safe, and over the budget", registry=registry
+        )
+        self._ejections = Counter(
+            "rung_gateway_ejections",
+            "Ejections of a replica for its failures",
+            ["replica"],
+            registry=registry,
+        )
+        self._gone = Counter("rung_gateway_clients_gone", "Clients that did not wait for an answer", registry=registry)
+        self._unauthorized = Counter("rung_gateway_unauthorized", "Requests without a key", registry=registry)
+        registry.register(_Replicas(replicas))
+
+    def arrived(self) -> None:
+        """Counts a request that came."""
+        self._arrived.inc()
+
+    def answered(self, outcome: str, reason: str, took_s: float) -> None:
+        """Counts a request that came to its end, `took_s` after it was read."""
+        requests, seconds = self._endings.get((outcome, reason)) or self._ending(outcome, reason)
+        requests.inc()
+        seconds.observe(took_s)
+
+    def retried(self, reason: str) -> None:
+        """Counts a further try; `reason` is how the one before it ended."""
+        self._retries.labels(reason).inc()
+
+    def over_budget(self) -> None:
+        """Counts a retry that the budget did not allow."""
+        self._refused.inc()
+
+    def ejected(self, replica: int) -> None:
+        """Counts that a replica was ejected."""
+        self._ejections.labels(str(replica)).inc()
+
+    def client_gone(self) -> None:
+        """Counts a client that left before its answer."""
+        self._gone.inc()
+
+    def unauthorized(self) -> None:
+        """Counts a request that was turned away for want of a key."""
+        self._unauthorized.inc()
+
+    def text(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _ending(self, outcome: str, reason: str) -> tuple[Counter, Histogram]:
+        return self._requests.labels(outcome, reason), self._seconds.labels(outcome)
+
+
+class _Replicas(Collector):
+    """Gauges of the replicas that there are when somebody asks."""
+
+    def __init__(self, replicas: Callable[[], Iterable[Seen]]) -> None:
+        self._replicas = replicas
+
+    def collect(self) -> Iterable[Metric]:
+        """The gauges, with a sample a replica."""
+        out = GaugeMetricFamily("rung_gateway_outstanding", "Requests at the replica", labels=["replica"])
+        ready = GaugeMetricFamily("rung_gateway_replica_ready", "1 by its probes", labels=["replica"])
+        rotation = GaugeMetricFamily("rung_gateway_replica_in_rotation", "1 if requests go there", labels=["replica"])
+        held_help = "Seconds that requests have spent at the replica, all together"
+        held = CounterMetricFamily("rung_gateway_outstanding_seconds", held_help, labels=["replica"])
+        for number, outstanding, held_s, is_ready, ejected, draining in self._replicas():
+            out.add_metric([str(number)], outstanding)
+            held.add_metric([str(number)], held_s)
+            ready.add_metric([str(number)], is_ready)
+            rotation.add_metric([str(number)], is_ready and not ejected and not draining)
+        return out, held, ready, rotation

@@ -1,0 +1,80 @@
+"""What a gateway serves beside the short path: documentation, probes, metrics, the replicas and their batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import orjson
+from fastapi import FastAPI, Response
+from fastapi import Request as HttpRequest
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from reference_apps.asgi import PREDICT_BODY
+
+if TYPE_CHECKING:
+    from reference_apps.gateway import Gateway
+
+
+def web(gateway: Gateway) -> FastAPI:
+    """The FastAPI application of `gateway`, which opens and closes with it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        gateway.open()
+        yield
+        await gateway.close()
+
+    title = f"rung: {gateway.stage.title}, gateway"
+    app = FastAPIOffline(title=title, description=gateway.stage.question, lifespan=lifespan)
+
+    @app.post("/predict", openapi_extra=PREDICT_BODY, summary="One input, one answer")
+    async def predict(request: HttpRequest) -> Response:
+        """As a replica's. `x-rung-key` chooses the replica where balancing is sticky; `x-request-id` names the request.
+        503 with Retry-After: no room, or no replica. 502, 504: a replica was lost, or took too long."""
+        raise NotImplementedError(f"{request.url.path} is served before it comes here")
+
+    @app.get("/healthz", summary="Is the process alive?")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/readyz", summary="Would a request be served?")
+    async def readyz(response: Response) -> dict[str, str]:
+        rotation = gateway.rotation
+        anybody = rotation is not None and bool(rotation.in_rotation(time.monotonic()))
+        status = "draining" if gateway.draining else "ready" if anybody else "no replica"
+        response.status_code = 200 if status == "ready" else 503
+        return {"status": status}
+
+    @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def metrics() -> Response:
+        return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/replicas", summary="The replicas as the gateway knows them")
+    async def replicas() -> dict[str, object]:
+        """The generation of the fleet that it works by; each replica's readiness by its probes, whether it is ejected
+        for its failures or draining, and the requests that were sent there and are not back."""
+        assert gateway.rotation is not None
+        now_s = time.monotonic()
+        rows = [
+            {
+                "replica": r.number,
+                "url": r.url,
+                "ready": r.health.ready,
+                "ejected": r.health.ejected(now_s),
+                "draining": r.draining,
+                "outstanding": r.outstanding,
+            }
+            for r in gateway.rotation.replicas.values()
+        ]
+        return {"generation": gateway.rotation.generation, "replicas": rows}
+
+    @app.get("/batches", summary="The batches that all replicas ran since a time of the monotonic clock")
+    async def batches(since_s: float = 0.0) -> Response:
+        """Rows of (replica, batch, started_s, finished_s, batch_size)."""
+        return Response(orjson.dumps(await gateway.batches(since_s)), media_type="application/json")
+
+    return app

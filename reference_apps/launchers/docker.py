@@ -1,0 +1,283 @@
+"""A stage's replicas and gateway as containers: one network a stage, one image, the size of a machine for each replica.
+
+    clients ──▶ 127.0.0.1:port ──▶ │ gateway ──▶ replica-0, replica-1, … │ the stage's network: the gateway's port is
+                                   └──────────────────────────────────────┘ the only one that is published
+
+A container has the machine's own monotonic clock (Docker gives it no time namespace), so that the times of an answer's
+record can be compared with the client's. What it does not do: limit the gateway, which stands for no machine of the
+stage's, or reach an engine elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+from pathlib import Path
+from typing import Any
+
+from reference_apps.edge import EdgeError, checked_keys, client_url
+from reference_apps.launchers import docker_engine, docker_files, docker_image
+from reference_apps.launchers.docker_container import ContainerProcess
+from reference_apps.launchers.docker_engine import in_words
+from reference_apps.launchers.docker_files import INSIDE, StageFiles
+from reference_apps.launchers.docker_nginx import NginxGateway
+from reference_apps.launchers.launcher import Launcher
+from reference_apps.launchers.member import GATEWAY, LaunchError, Member, drill_file
+from reference_apps.launchers.process import BATCHES_A_LIFE
+from stages.fleet import Gateway
+from stages.spec import Stage
+
+PORT = 8000  # inside every container
+_PIDS_MAX = 1024
+_LOG_KEPT = {"max-size": "16m", "max-file": "2"}  # by the engine; the run's folder has the whole of it
+_SECOND_NS = 1_000_000_000
+
+
+class DockerLauncher(Launcher):
+    """Starts a stage as containers, and removes them. A context manager: leaving it leaves nothing behind."""
+
+    def __init__(self, stage: Stage, folder: Path) -> None:
+        super().__init__(stage, folder)
+        self._engine = docker_engine.connect()
+        self._name = f"rung-{stage.name}-{secrets.token_hex(3)}"  # of the network, and the containers' first words
+        self._owner = docker_engine.owner()
+        gateway = stage.gateway
+        self._nginx = NginxGateway() if gateway is not None and gateway.engine == "nginx" else None
+        self._files = StageFiles(stage, folder)
+
+    def start(self) -> None:
+        """Starts everything and returns when clients would be served. Raises LaunchError, with nothing left running."""
+        try:
+            docker_image.prepare(self._engine, self.stage, lambda _: None)
+            self._api_keys()
+            self._files.prepare()
+            with in_words("docker: the stage's network was not made"):
+                self._engine.networks.create(self._name, driver="bridge", labels=self._labels("network"))
+        except BaseException:
+            self.stop()
+            raise
+        super().start()
+
+    def stop(self) -> None:
+        """Lets the gateway and the replicas drain, and removes them and the network."""
+        try:
+            super().stop()
+        finally:
+            with contextlib.suppress(LaunchError), in_words("docker"):
+                docker_engine.remove(self._engine, self._run)
+            self._engine.close()
+
+    def tell(self, number: int, text: str) -> None:
+        """Writes what a drill wants of a replica into the file that it looks at, which is in its own folder here."""
+        super().tell(number, text)
+        self._files.deliver(docker_files.REPLICA, drill_file(number), text)
+
+    def cut_off(self, number: int) -> None:
+        """Takes a replica off the network, as a broken switch would. Raises KeyError for a number that nobody has."""
+        container = _container(self.replica(number))
+        with in_words(f"replica {number}: could not be cut off"):
+            self._engine.networks.get(self._name).disconnect(container.container, force=True)
+        container.refresh()
+
+    def rejoin(self, number: int) -> None:
+        """Puts a replica that was cut off on the network again, at whatever address it gets. Raises KeyError."""
+        member = self.replica(number)
+        container = _container(member)
+        with in_words(f"replica {number}: could not be put on the network"):
+            self._engine.networks.get(self._name).connect(container.container)
+        container.refresh()
+        if (found := self._addresses(member)) is not None:
+            member.port, member.url, member.inner_url = found
+            self._publish()
+
+    def told(self, dead: Member) -> str:
+        """What to tell about one that has ended; where it was its machine's memory that ended it, that too."""
+        text = super().told(dead)
+        if isinstance(dead.process, ContainerProcess) and dead.process.out_of_memory:
+            text += f"\nIts machine had too little memory: machine.memory_mib = {self.stage.machine.memory_mib}."
+        return text
+
+    # ---- what Launcher asks for ----
+
+    def _start_replica(self, member: Member) -> ContainerProcess:
+        words = ["--replica", str(member.number), "--first-batch", str(member.restarts * BATCHES_A_LIFE)]
+        words += ["--drills", f"{INSIDE}/{drill_file(member.number)}"]
+        machine = self.stage.machine
+        threads = str(self.stage.device.cpu_threads)
+        limits: dict[str, Any] = {}
+        if machine.cpus is not None:
+            limits["nano_cpus"] = round(machine.cpus * 1e9)
+        if machine.memory_mib is not None:
+            limits |= {"mem_limit": f"{machine.memory_mib}m", "memswap_limit": f"{machine.memory_mib}m"}  # no swap
+        if self.stage.gateway is None:
+            limits["ports"] = {f"{PORT}/tcp": ("127.0.0.1", member.port or None)}
+        return self._start_container(
+            member,
+            docker_image.IMAGE,
+            ["reference_apps.serve", "--stage", f"{INSIDE}/stage.toml", *words, *_LISTEN],
+            environment={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            **limits,
+        )
+
+    def _start_gateway(self, member: Member) -> ContainerProcess:
+        gateway = _gateway(self.stage)
+        edge = gateway.edge
+        host = {"localhost": "127.0.0.1"}.get(edge.host, edge.host)
+        published = {f"{PORT}/tcp": (host, member.port or edge.port or None)}
+        if self._nginx is not None:
+            return self._start_container(
+                member,
+                docker_image.NGINX_IMAGE,
+                self._nginx.command(f"{INSIDE}/nginx.conf"),
+                entrypoint=["nginx"],
+                ports=published,
+                healthcheck=self._nginx.health(PORT, edge.tls_certificate is not None),
+            )
+        keys = {edge.api_keys_env: os.environ.get(edge.api_keys_env, "")} if edge.api_keys_env else {}
+        words = ["reference_apps.serve_gateway", "--stage", f"{INSIDE}/stage.toml"]
+        words += ["--replicas", f"{INSIDE}/replicas.json", "--port", str(PORT), "--contained"]
+        check = {"healthcheck": _TLS_HEALTH} if edge.tls_certificate else {}
+        return self._start_container(member, docker_image.IMAGE, words, environment=keys, ports=published, **check)
+
+    def _addresses(self, member: Member) -> tuple[int, str, str] | None:
+        container = _container(member)
+        if not container.address:
+            return None
+        inner = f"http://{container.address}:{PORT}"
+        port = container.published(PORT)
+        if member.number == GATEWAY:
+            return port, client_url(_gateway(self.stage).edge, port), inner
+        return (port, f"http://127.0.0.1:{port}", inner) if port else (PORT, inner, inner)
+
+    def _published(self) -> None:
+        if self._nginx is None:
+            self._files.deliver(docker_files.GATEWAY, "replicas.json", self.replicas_file.read_text(encoding="utf-8"))
+            return
+        addresses = {r.number: r.inner_url.removeprefix("http://") for r in self.replicas if r.state == "ready"}
+        text = self._nginx.configuration(self.stage, addresses, self.generation, PORT, self._api_keys())
+        self._files.deliver(docker_files.GATEWAY, "nginx.conf", text, secret=True)
+        if self.gateway is not None and self.gateway.state == "ready":  # one that only starts might die of the signal
+            self._nginx.reload(_container(self.gateway), self.generation)
+
+    def _let_go(self, member: Member) -> None:
+        if isinstance(member.process, ContainerProcess):
+            member.process.remove()
+
+    def _seen_by_gateway(self) -> tuple[int, dict[int, dict[str, object]]]:
+        if self._nginx is None:
+            return super()._seen_by_gateway()
+        if self.gateway is None or self.gateway.state != "ready":
+            return -1, {}
+        generation = self._nginx.works_by(_container(self.gateway), self.gateway.url, self._edge())
+        return generation, {r.number: {"ready": True, "outstanding": 0} for r in self.replicas if r.state == "ready"}
+
+    def _answers(self, member: Member) -> bool:
+        """As every launcher; nginx has also to work by the fleet as it is, which it may not have read when it began."""
+        if not super()._answers(member):
+            return False
+        if member.number != GATEWAY or self._nginx is None:
+            return True
+        container = _container(member)
+        return self._nginx.works_by(container, member.url, self._edge()) >= self.generation
+
+    # ---- containers ----
+
+    def _start_container(self, member: Member, image: str, words: list[str], **options: Any) -> ContainerProcess:
+        from docker.errors import APIError
+        from docker.types import LogConfig
+
+        part = docker_files.GATEWAY if member.number == GATEWAY else docker_files.REPLICA
+        ends_by = signal.SIGQUIT if image == docker_image.NGINX_IMAGE else signal.SIGTERM  # each drains at its own
+        uid, gid = docker_files.user()
+        container = None
+        try:
+            container = self._engine.containers.create(
+                image,
+                words,
+                name=f"{self._name}-{member.name}-{member.restarts}",
+                labels=self._labels(part, member.number),
+                network=self._name,
+                mounts=self._files.mounts(part),
+                user=f"{uid}:{gid}",
+                init=True,  # hands signals on, also to a process that has not yet said what it does with them
+                read_only=True,
+                tmpfs={"/tmp": "size=256m"},
+                cap_drop=["ALL"],
+                security_opt=["no-new-privileges"],
+                pids_limit=_PIDS_MAX,
+                log_config=LogConfig(type="json-file", config=_LOG_KEPT),
+                **options,
+            )
+            container.start()
+            return ContainerProcess(container, self._name, member.log, self.stage.logs.requests_max_bytes, ends_by)
+        except APIError as error:
+            if container is not None:
+                with contextlib.suppress(APIError):
+                    container.remove(force=True)
+            raise LaunchError(_refusal(self.stage, member, str(error.explanation or error))) from error
+
+    def _labels(self, role: str, number: int | None = None) -> dict[str, str]:
+        labels = {
+            docker_engine.STAGE: self.stage.name,
+            docker_engine.RUN: self._run,
+            docker_engine.OWNER: self._owner,
+            docker_engine.ROLE: role,
+        }
+        return labels | ({docker_engine.REPLICA: str(number)} if role == "replica" else {})
+
+    @property
+    def _run(self) -> str:
+        return str(self.folder.absolute())
+
+    def _api_keys(self) -> tuple[str, ...]:
+        try:
+            return checked_keys(_gateway(self.stage).edge, os.environ) if self.stage.gateway is not None else ()
+        except EdgeError as error:
+            raise LaunchError(str(error)) from None
+
+
+_LISTEN = ("--host", "0.0.0.0", "--port", str(PORT))
+# The image's own check knows no TLS; whom the certificate names does not matter to a container asking itself.
+_TLS_HEALTH = {
+    "test": [
+        "CMD",
+        "python",
+        "-c",
+        "import http.client as h, ssl; c = h.HTTPSConnection('127.0.0.1', 8000, timeout=2, "
+        "context=ssl._create_unverified_context()); c.request('GET', '/healthz'); "
+        "raise SystemExit(c.getresponse().status != 200)",
+    ],
+    "interval": 10 * _SECOND_NS,
+    "timeout": 3 * _SECOND_NS,
+    "retries": 3,
+}
+
+
+def _container(member: Member) -> ContainerProcess:
+    assert isinstance(member.process, ContainerProcess)
+    return member.process
+
+
+def _gateway(stage: Stage) -> Gateway:
+    assert stage.gateway is not None
+    return stage.gateway
+
+
+def _refusal(stage: Stage, member: Member, said: str) -> str:
+    """Why the engine would not start a container, as its key, its rule and what to do."""
+    if "already allocated" in said or "already in use" in said:
+        edge = stage.gateway.edge if stage.gateway is not None else None
+        port = member.port or (edge.port if edge is not None else 0)
+        return (
+            f"gateway.edge.port: must be a free port, got {port}. Another program listens there. "
+            "Stop it, or set gateway.edge.port=0 for a free one."
+        )
+    if found := re.search(r"[Rr]ange of CPUs is from \S+ to (\d+(?:\.\d+)?)", said):
+        return (
+            f"machine.cpus: must be at most {float(found[1]):g}, the processors of this machine, "
+            f"got {stage.machine.cpus:g}. A container cannot have more. Lower it, or leave it out for no limit."
+        )
+    return f"{member.title}: its container was not started: {said}"

@@ -1,0 +1,362 @@
+"""The replicas of a stage and its gateway, whatever they run in: who is started, in rotation, on its way out.
+
+    add ──▶ starting ──▶ ready ──▶ draining ──▶ stopping ──▶ gone
+               │           │       no new requests: wait until the gateway has nothing there any more, then SIGTERM
+               └───────────┴──▶ died ──▶ restart ──▶ starting
+
+The fleet reaches the gateway as the file replicas.json, which has those that are ready or draining and is replaced as a
+whole. `look` takes every step that is due and never waits; `start`, `settle` and `stop` look until something is so.
+How a process or a container is started is for a launcher of its own: launchers/process.py, launchers/docker.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import json
+import signal
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Self
+
+from reference_apps.asking import POLL_S, open_url, probe
+from reference_apps.launchers.member import (
+    GATEWAY,
+    LaunchError,
+    Life,
+    Member,
+    Nobody,
+    Running,
+    State,
+    drill_file,
+    ending,
+    last_lines,
+    write_atomically,
+)
+from stages.fleet import Edge
+from stages.spec import Stage, device_label, of_replica, stage_toml
+
+# A process that was told to stop has its drain time and so much more; then it is killed.
+STOP_GRACE_S = 5.0
+# How long one question to a process of this machine may hold up all the others.
+ASK_TIMEOUT_S = 0.5
+
+
+class Launcher(ABC):
+    """Starts the replicas and the gateway of a stage, and stops them. A context manager: it leaves nothing behind."""
+
+    def __init__(self, stage: Stage, folder: Path) -> None:
+        self.stage = stage
+        self.folder = folder
+        self.replicas: list[Member] = []
+        self.gateway: Member | None = None
+        self.generation = 0  # of replicas.json
+        self.lived: list[Life] = []  # those that are gone
+        self._numbers = itertools.count(stage.fleet.replicas)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.stage_file = folder / "stage.toml"
+        self.stage_file.write_text(stage_toml(stage), encoding="utf-8")
+
+    # ---- what a launcher of its own has to say ----
+
+    @abstractmethod
+    def _start_replica(self, member: Member) -> Running:
+        """Starts replica `member.number`, on `member.port` unless that is 0; its output goes to `member.log`."""
+
+    @abstractmethod
+    def _start_gateway(self, member: Member) -> Running:
+        """Starts the gateway, which reads `replicas_file`."""
+
+    @abstractmethod
+    def _addresses(self, member: Member) -> tuple[int, str, str] | None:
+        """Its port, its URL from here and its URL for the gateway, once it listens."""
+
+    def _published(self) -> None:  # noqa: B027  (most gateways look for themselves)
+        """A new replicas.json was written."""
+
+    def _let_go(self, member: Member) -> None:  # noqa: B027  (not everything holds something)
+        """The process of `member` has ended: what was held for it may go."""
+
+    # ---- what is there ----
+
+    @property
+    def replicas_file(self) -> Path:
+        """Where the gateway finds the fleet."""
+        return self.folder / "replicas.json"
+
+    @property
+    def url(self) -> str:
+        """Where clients go."""
+        return (self.gateway or self.replicas[0]).url
+
+    @property
+    def members(self) -> list[Member]:
+        """The replicas, and the gateway if there is one."""
+        return [*self.replicas, *([self.gateway] if self.gateway is not None else [])]
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes that run."""
+        return tuple(member.pid for member in self.members if member.process.poll() is None)
+
+    def lives(self) -> list[Life]:
+        """Every replica that there ever was, in the order of starting."""
+        return sorted([*self.lived, *(r.life() for r in self.replicas)], key=lambda life: life.started_s)
+
+    def replica(self, number: int) -> Member:
+        """The replica of that number. Raises KeyError when there is none."""
+        for replica in self.replicas:
+            if replica.number == number:
+                return replica
+        raise KeyError(number)
+
+    def in_rotation(self, member: Member) -> bool:
+        """Whether the gateway sends this replica requests; without a gateway, whether it is ready."""
+        if self.gateway is None or member.state != "ready":
+            return member.state == "ready"
+        generation, rows = self._seen_by_gateway()
+        return generation >= member.since_generation and bool(rows.get(member.number, {}).get("ready"))
+
+    # ---- what can be done with it ----
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts everything and returns when clients would be served. Raises LaunchError, with nothing left running."""
+        try:
+            for number in range(self.stage.fleet.replicas):
+                self._spawn(number)
+            if self.stage.gateway is not None:
+                self._publish()
+                self.gateway = self._launch(self._new(GATEWAY, "gateway", ""))
+            self.settle()
+        except BaseException:
+            self.stop()
+            raise
+
+    def add(self, like: int | None = None, not_before_s: float = 0.0) -> Member:
+        """Starts one more replica, under a number that was never used; with `like`, on the device of that replica.
+
+        It comes into rotation by itself when it is ready, and no sooner than `not_before_s` of the monotonic clock.
+        """
+        kinds = max(1, len(self.stage.fleet.profiles))
+        number = next(self._numbers)
+        while like is not None and number % kinds != like % kinds:
+            number = next(self._numbers)
+        return self._spawn(number, not_before_s)
+
+    def drain(self, number: int) -> None:
+        """Takes a replica out of rotation, and lets it go when it has answered what it was sent.
+
+        Raises KeyError for a number that nobody has.
+        """
+        member = self.replica(number)
+        if member.state == "ready" and self.gateway is not None:
+            self._turn(member, "draining")
+        elif member.state in ("starting", "ready"):
+            self._terminate(member)
+        elif member.state == "died":
+            self._gone(member)
+
+    def restart(self, member: Member) -> Member:
+        """Starts one that has ended once more, under its number and on its port."""
+        fresh = self._new(member.number, member.name, member.device)
+        fresh.port, fresh.restarts, fresh.not_before_s = member.port, member.restarts + 1, member.not_before_s
+        fresh.url = member.url  # its address stays, as far as clients are concerned
+        if member.number == GATEWAY:
+            self.gateway = fresh
+        else:
+            self.lived.append(member.life())
+            self.replicas[self.replicas.index(member)] = fresh
+        return self._launch(fresh)
+
+    def kill(self, number: int) -> None:
+        """Ends a replica's process by SIGKILL, as a crash would. Raises KeyError for a number that nobody has."""
+        self.replica(number).process.kill()
+
+    def pause(self, number: int) -> None:
+        """Stops a replica in its tracks, connections and all (SIGSTOP). Raises KeyError like `kill`."""
+        self.replica(number).process.send_signal(signal.SIGSTOP)
+
+    def resume(self, number: int) -> None:
+        """Lets a paused replica go on. Raises KeyError like `kill`."""
+        self.replica(number).process.send_signal(signal.SIGCONT)
+
+    def tell(self, number: int, text: str) -> None:
+        """Writes what a drill wants of a replica into the file that it looks at: see reference_apps/obeying.py."""
+        write_atomically(self.folder / drill_file(number), text)
+
+    def look(self) -> list[Member]:
+        """Takes every step that is due. Gives those that were found dead, each once; `restart` brings one back."""
+        return [member for member in self.members if self._step(member)]
+
+    def settle(self) -> None:
+        """Looks until nobody is starting, draining or stopping, and the gateway has every ready replica in rotation.
+
+        Raises LaunchError when somebody dies meanwhile, and after `lifecycle.ready_timeout_s` and the drain's time.
+        """
+        lifecycle = self.stage.lifecycle
+        limit_s = max(lifecycle.ready_timeout_s, lifecycle.drain_timeout_s) + 2 * STOP_GRACE_S
+        deadline_s = time.monotonic() + limit_s
+        while True:
+            for dead in self.look():
+                raise LaunchError(self.told(dead))
+            if all(member.state in ("ready", "died") for member in self.members) and self._gateway_has_all():
+                return
+            if time.monotonic() > deadline_s:
+                raise LaunchError(f"{self.stage.name}: its replicas did not come to rest within {limit_s:g} s.")
+            time.sleep(POLL_S)
+
+    def stop(self) -> None:
+        """Asks the gateway and then every replica to drain, and waits; one that does not end in its time is killed."""
+        for members in ([self.gateway] if self.gateway is not None else [], list(self.replicas)):
+            for member in members:
+                self._terminate(member)
+            for member in members:
+                self._await_end(member)
+        self.lived += [replica.life() for replica in self.replicas]
+        self.replicas, self.gateway = [], None
+
+    def told(self, dead: Member) -> str:
+        """What to tell about one that has ended: which, how, its last lines, and where the whole log is."""
+        what = f"(pid {dead.pid}) ended with {ending(dead.process.poll())}."
+        if dead.ready_s is None and self._overdue(dead):
+            what = f"was not ready after {self.stage.lifecycle.ready_timeout_s:g} s (lifecycle.ready_timeout_s)."
+        return f"{dead.title} {what}\n{last_lines(dead.log)}"
+
+    # ---- one member's next step ----
+
+    def _step(self, member: Member) -> bool:
+        """Takes what is due for one member; True when it was found dead, which nobody had asked for."""
+        ended = member.process.poll() is not None
+        match member.state:
+            case "stopping" if ended:
+                self._gone(member)
+            case "draining" if ended:
+                self._gone(member)
+            case "starting" | "ready" if ended:
+                self._die(member)
+                return True
+            case "starting" if time.monotonic() >= member.not_before_s and self._answers(member):
+                member.ready_s = time.monotonic()
+                self._turn(member, "ready")
+            case "starting" if self._overdue(member):
+                member.process.kill()
+            case "draining" if time.monotonic() > member.kill_at_s or self._has_nothing(member):
+                self._terminate(member)
+            case "stopping" if time.monotonic() > member.kill_at_s:
+                member.process.kill()
+        return False
+
+    def _spawn(self, number: int, not_before_s: float = 0.0) -> Member:
+        device = device_label(of_replica(self.stage, number))
+        member = self._new(number, f"replica-{number}", device)
+        member.not_before_s = not_before_s
+        self.replicas.append(member)
+        return self._launch(member)
+
+    def _new(self, number: int, name: str, device: str) -> Member:
+        return Member(number, name, device, Nobody(), self.folder / f"{name}.log", time.monotonic())
+
+    def _launch(self, member: Member) -> Member:
+        member.started_s = time.monotonic()
+        member.process = (self._start_gateway if member.number == GATEWAY else self._start_replica)(member)
+        return member
+
+    def _answers(self, member: Member) -> bool:
+        if (found := self._addresses(member)) is None:
+            return False
+        member.port, member.url, member.inner_url = found
+        # The gateway is ready for its replicas to come and go; whether any is there is asked in `settle`.
+        path, edge = ("/healthz", self._edge()) if member.number == GATEWAY else ("/readyz", None)
+        return probe(f"{member.url}{path}", ASK_TIMEOUT_S, edge)
+
+    def _overdue(self, member: Member) -> bool:
+        return time.monotonic() - max(member.started_s, member.not_before_s) > self.stage.lifecycle.ready_timeout_s
+
+    def _turn(self, member: Member, state: State) -> None:
+        """The member is in another state, and the gateway is told."""
+        member.state = state
+        if state == "draining":
+            member.kill_at_s = time.monotonic() + self.stage.lifecycle.drain_timeout_s
+        if member.number != GATEWAY:
+            self._publish()
+        member.since_generation = self.generation
+
+    def _terminate(self, member: Member) -> None:
+        member.kill_at_s = time.monotonic() + self.stage.lifecycle.drain_timeout_s + STOP_GRACE_S
+        # It stays in replicas.json while it drains: its answers are on their way through the gateway.
+        member.state = "stopping"
+        if member.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                member.process.send_signal(signal.SIGTERM)
+                member.process.send_signal(signal.SIGCONT)  # one that is paused would never hear of it
+
+    def _die(self, member: Member) -> None:
+        self._let_go(member)
+        member.stopped_s = time.monotonic()
+        self._turn(member, "died")
+
+    def _gone(self, member: Member) -> None:
+        self._let_go(member)
+        member.stopped_s = member.stopped_s or time.monotonic()
+        self.replicas.remove(member)
+        self.lived.append(member.life())
+        self._turn(member, "gone")
+
+    def _await_end(self, member: Member) -> None:
+        """Waits until its process has ended; kills it when its time is over."""
+        while member.process.poll() is None:
+            if time.monotonic() > member.kill_at_s:
+                member.process.kill()
+                member.process.wait(STOP_GRACE_S)
+            time.sleep(POLL_S)
+        self._let_go(member)
+        member.stopped_s = member.stopped_s or time.monotonic()
+        member.state = "gone"
+
+    # ---- the gateway ----
+
+    def _edge(self) -> Edge | None:
+        return self.stage.gateway.edge if self.stage.gateway is not None else None
+
+    def _publish(self) -> None:
+        """Writes replicas.json anew, in one piece."""
+        self.generation += 1
+        rows = [
+            {"replica": r.number, "url": r.inner_url, "draining": r.state != "ready"}
+            for r in self.replicas
+            if r.state in ("ready", "draining", "stopping") and r.inner_url
+        ]
+        write_atomically(self.replicas_file, json.dumps({"generation": self.generation, "replicas": rows}))
+        self._published()
+
+    def _seen_by_gateway(self) -> tuple[int, dict[int, dict[str, object]]]:
+        """The generation that the gateway works by, and what it knows of each replica; (-1, {}) when it is silent."""
+        if self.gateway is None or self.gateway.state != "ready":
+            return -1, {}
+        try:
+            with open_url(f"{self.gateway.url}/replicas", ASK_TIMEOUT_S, self._edge()) as response:
+                told = json.load(response)
+            return int(told["generation"]), {int(row["replica"]): row for row in told["replicas"]}
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+            return -1, {}
+
+    def _has_nothing(self, member: Member) -> bool:
+        """Whether the gateway knows that the replica drains, and has no request there any more."""
+        generation, rows = self._seen_by_gateway()
+        return generation >= member.since_generation and not rows.get(member.number, {}).get("outstanding")
+
+    def _gateway_has_all(self) -> bool:
+        if self.gateway is None or self.gateway.state != "ready":
+            return self.gateway is None
+        generation, rows = self._seen_by_gateway()
+        ready = (r.number for r in self.replicas if r.state == "ready")
+        return generation >= self.generation and all(rows.get(number, {}).get("ready") for number in ready)

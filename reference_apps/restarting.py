@@ -1,0 +1,65 @@
+"""A rolling restart, taken step by step between the supervisor's looks at its processes.
+
+for each replica:  a new one ──▶ ready, in rotation ──▶ the old one drains ──▶ gone        nobody is refused
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+from reference_apps.launchers.launcher import STOP_GRACE_S, Launcher
+from reference_apps.launchers.member import LaunchError, Member
+
+# Work that yields wherever it has to wait, and waits itself nowhere. It returns the answer to a command.
+Steps = Generator[None, None, dict[str, Any]]
+
+
+def rolling(launcher: Launcher) -> Steps:
+    """Replaces every replica by a new one on the same device, one after the other, with no request lost.
+
+    Raises LaunchError where it cannot go on; the replicas that were not replaced by then serve on.
+    """
+    if launcher.gateway is None:
+        raise LaunchError(
+            f"{launcher.stage.name}: has no [gateway]: clients go to the replica itself, and nobody could take over "
+            "while it is replaced. Restart it without --rolling."
+        )
+    replaced = []
+    for old in [replica for replica in launcher.replicas if replica.state in ("starting", "ready", "died")]:
+        if old not in launcher.replicas:  # somebody else has taken it away meanwhile
+            continue
+        new = launcher.add(like=old.number)
+        yield from _joined(launcher, new)
+        launcher.drain(old.number)
+        yield from _gone(launcher, old)
+        replaced.append({"old": old.number, "new": new.number})
+    return {"replaced": replaced}
+
+
+def _joined(launcher: Launcher, new: Member) -> Generator[None]:
+    """Until the new replica gets requests. One that does not come up is given up."""
+    limit_s = launcher.stage.lifecycle.ready_timeout_s + 2 * STOP_GRACE_S
+    try:
+        yield from until(lambda: new.state == "died" or launcher.in_rotation(new), limit_s, f"{new.title} did not join")
+    except LaunchError:
+        launcher.drain(new.number)
+        raise
+    if new.state == "died":
+        launcher.drain(new.number)
+        raise LaunchError(f"{launcher.told(new)}\nThe replicas that were there serve on.")
+
+
+def _gone(launcher: Launcher, old: Member) -> Generator[None]:
+    limit_s = 2 * launcher.stage.lifecycle.drain_timeout_s + 2 * STOP_GRACE_S
+    yield from until(lambda: old.state == "gone", limit_s, f"{old.title} did not go")
+
+
+def until(condition: Callable[[], bool], timeout_s: float, told: str) -> Generator[None]:
+    """Yields until `condition` holds. Raises LaunchError at the timeout: `told`, and after how long."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            raise LaunchError(f"{told} within {timeout_s:g} s.")
+        yield
