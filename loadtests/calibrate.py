@@ -3,45 +3,50 @@
     batch sweep   bursts of n requests at once, widely apart   → service times, gap between batches,
                   (n = 1 to twice the largest batch)             time of each further answer
     low load      Poisson at a tenth of capacity               → send and reply hops, waking an idle device
+    the same, through the stage's gateway                      → its hops, its processor time for a request
 
-Nothing else is seen: no run that a prediction is judged on, and no wait in a queue.
+Always one replica; of unequal ones each kind is swept. Nothing else is seen: no run that a prediction is judged on,
+no wait in a queue, and no choice between replicas. What the records tell is in loadtests/costs.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime as dt
 import hashlib
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import psutil
 
 from loadtests.checks import FOREIGN_CPU_MAX
+from loadtests.costs import gateway_costs, host_costs, service_times
 from loadtests.load import Loaded, fire
+from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.up import runs_folder
 from stages import catalogue
-from stages.calibration import Calibration, HostCosts, ServiceTimes
-from stages.policies.batching import leaves_at_s
-from stages.records import Records
-from stages.spec import Stage, device_label, with_overrides
+from stages.calibration import Calibration, ServiceTimes
+from stages.spec import Stage, device_label, of_replica, with_overrides
 from stages.streams import stream
 
 # A burst's requests arrive within a few milliseconds; in the sweep a batch waits this long for all of them.
 GATHER_S = 0.012
 # Bursts follow closely, so that the device is about as busy as under load.
 REST_S = 0.006
-# A batch that starts sooner than this after another had been waiting for it.
-WAITING_GAP_S = 0.001
 ATTEMPTS = 3  # to find the machine quiet
-QUANTILES = 101
 LOW_LOAD = 0.1
+# A gateway's hops hold no wait of the replica, so that its own low load may be higher: cores then are as awake as in
+# the runs to be predicted, and the gateway still is nearly idle.
+GATEWAY_LOW_LOAD, GATEWAY_LOW_RPS = 0.4, 60.0  # a share of one replica's capacity, and at most so many a second
+IDLE_S = 3.0  # for so long a gateway that has nothing to do is watched
+Launch = Callable[[Stage, Path], Launcher]
 Progress = Callable[[str, float, float], None]  # what is done now, seconds gone by, seconds in all
 
 
@@ -53,6 +58,7 @@ def calibrate(
     real_sweep_s: float = 60.0,
     low_load_duration_s: float = 25.0,
     command: str = "rung calibrate",
+    launch: Launch = ProcessLauncher,
     on_progress: Progress = lambda *_: None,
 ) -> Calibration:
     """Calibrates `stage` on this machine with `rounds` bursts of each size; files and logs stay in `folder`.
@@ -61,30 +67,69 @@ def calibrate(
 
     Raises LaunchError when the stage does not start and LoadError when the load generator fails.
     """
-    label = device_label(stage)
-    swept = _sweep(stage, folder / "sweep", rounds, real_sweep_s, label, on_progress)
-    sweep = swept.records
-    services = service_times(sweep)
-    low_rate_rps = LOW_LOAD * stage.batching.max_batch_size / services[-1].mean_s
-    light = _low_load(stage, folder / "low-load", low_rate_rps, low_load_duration_s, label, on_progress)
-    low_load = light.records
+    first, *others = kinds(stage)
+    swept = [
+        _sweep(launch, alone(kind), folder / f"sweep-{number}", rounds, real_sweep_s, on_progress)
+        for number, kind in enumerate((first, *others))
+    ]
+    services = [service_times(each.records) for each in swept]
+    rate_rps = LOW_LOAD * _slowest_rps(stage, services)
+    light = _low_load(launch, alone(first), folder / "low-load", rate_rps, low_load_duration_s, "Low load", on_progress)
+    caveats = [*(caveat for each in swept for caveat in _busy("batch sweep", each)), *_busy("low load", light.loaded)]
+    gateway = None
+    if stage.gateway is not None:
+        rate_rps = min(GATEWAY_LOW_LOAD * _slowest_rps(stage, services), GATEWAY_LOW_RPS)
+        what = "Low load through the gateway"
+        fronted = _low_load(
+            launch, before_one(first), folder / "gateway", rate_rps, low_load_duration_s, what, on_progress
+        )
+        caveats += _busy("low load through the gateway", fronted.loaded)
+        gateway = gateway_costs(fronted.loaded.records, fronted.gateway_busy_s)
     return Calibration(
         stage=stage.name,
         machine=machine(),
-        device=label,
+        device=device_label(first),
         model=stage.model.name,
         made_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         command=command,
-        low_load_rate_rps=low_rate_rps,
-        service_times=services,
-        host=host_costs(stage, sweep, low_load),
-        caveats=(*_busy("batch sweep", swept), *_busy("low load", light)),
+        low_load_rate_rps=rate_rps,
+        service_times=services[0],
+        other_devices={device_label(kind): times for kind, times in zip(others, services[1:], strict=True)},
+        host=host_costs(stage, swept[0].records, light.loaded.records),
+        gateway=gateway,
+        caveats=tuple(caveats),
     )
+
+
+def _slowest_rps(stage: Stage, services: Sequence[tuple[ServiceTimes, ...]]) -> float:
+    """What the slowest of the devices serves per second in its largest batches."""
+    return stage.batching.max_batch_size / max(times[-1].mean_s for times in services)
+
+
+def kinds(stage: Stage) -> list[Stage]:
+    """The stage as one replica of each kind sees it, in the order of the fleet; one where all are alike."""
+    replicas = (of_replica(stage, number) for number in range(stage.fleet.replicas))
+    return list({device_label(replica): replica for replica in replicas}.values())
+
+
+def alone(kind: Stage) -> Stage:
+    """One replica of that kind, and nothing in front of it."""
+    return with_overrides(kind, {"gateway": None, "fleet": None, "scaling": None, "cost": None, "overload": True})
+
+
+def before_one(kind: Stage) -> Stage:
+    """One replica of that kind behind the gateway; whom it chooses is no choice, so that the policy does not matter."""
+    plain = {"gateway.policy": None, "gateway.sticky_load_bound": None}
+    return with_overrides(kind, {**plain, "fleet": None, "scaling": None, "cost": None, "overload": True})
 
 
 def kept_path(stage: Stage, short: bool) -> Path:
     """Where the calibration of this machine for this stage is kept: what it depends on is in the name's digest."""
-    depends = (machine(), stage.model, stage.device, stage.batching, stage.traffic.input_format, short)
+    depends: tuple[object, ...] = (machine(), stage.model, kinds(stage)[0].device, stage.batching)
+    depends += (stage.traffic.input_format, short)
+    if stage.gateway is not None:
+        others = tuple(kind.device for kind in kinds(stage)[1:])
+        depends += (others, stage.gateway.engine, stage.gateway.edge.tls_certificate is not None)
     digest = hashlib.sha256(repr(depends).encode()).hexdigest()[:10]
     return runs_folder() / "calibration" / f"{stage.name}-{stage.device.kind}-{digest}.json"
 
@@ -103,71 +148,11 @@ def sweep_sizes(max_batch_size: int) -> list[int]:
     return sizes
 
 
-def service_times(sweep: Records) -> tuple[ServiceTimes, ...]:
-    """Device time of each batch size that the sweep saw at least 5 times, as quantiles."""
-    seconds = sweep.batches.with_columns((pl.col("finished_s") - pl.col("started_s")).alias("service_s"))
-    result = []
-    for (size,), rows in sorted(seconds.group_by("batch_size"), key=lambda group: int(str(group[0][0]))):
-        if rows.height >= 5:
-            result.append(ServiceTimes(batch_size=int(str(size)), quantiles_s=_quantiles(rows["service_s"])))
-    return tuple(result)
-
-
-def host_costs(stage: Stage, sweep: Records, low_load: Records) -> HostCosts:
-    """What the host takes around the device, from the sweep's batches and the low load's requests."""
-    answered = low_load.requests.filter(pl.col("outcome") == "ok").sort("finished_s", "replied_s")
-    firsts = answered.group_by("batch", maintain_order=True).first()
-    return HostCosts(
-        send_quantiles_s=_quantiles(answered["arrived_s"] - answered["scheduled_s"]),
-        wake_s=wake_s(stage, low_load),
-        between_batches_s=between_batches_s(sweep),
-        reply_quantiles_s=_quantiles(firsts["replied_s"] - firsts["finished_s"]),
-        reply_per_item_s=reply_per_item_s(sweep),
-    )
-
-
-def wake_s(stage: Stage, low_load: Records) -> float:
-    """Median seconds from the moment at which a batch may leave to its start, on an idle device."""
-    batching = stage.batching
-    rows = low_load.requests.filter(pl.col("outcome") == "ok").sort("batch", "arrived_s")
-    late_s = []
-    idle_from_s = 0.0
-    for (_,), batch in rows.group_by("batch", maintain_order=True):
-        arrived, started_s = batch["arrived_s"].to_list(), float(batch["started_s"][0])
-        leaves_s = max(
-            arrived[-1],
-            leaves_at_s(len(arrived), arrived[0], batching.max_batch_size, batching.batch_wait_timeout_s),
-        )
-        if leaves_s > idle_from_s:
-            late_s.append(max(0.0, started_s - leaves_s))
-        idle_from_s = float(batch["finished_s"][0])
-    return float(np.median(late_s)) if late_s else 0.0
-
-
-def between_batches_s(sweep: Records) -> float:
-    """Median seconds between the end of a batch and the start of the next, where the next was waiting."""
-    gaps = (
-        sweep.batches.sort("batch")
-        .with_columns((pl.col("started_s") - pl.col("finished_s").shift(1)).alias("gap_s"))
-        .filter(pl.col("gap_s") < WAITING_GAP_S)["gap_s"]
-    )
-    return max(0.0, float(np.median(gaps.to_numpy()))) if gaps.len() else 0.0
-
-
-def reply_per_item_s(sweep: Records) -> float:
-    """Median seconds from one answer of a batch to its next at the client."""
-    spans = (
-        sweep.requests.filter(pl.col("outcome") == "ok")
-        .group_by("batch")
-        .agg(((pl.col("replied_s").max() - pl.col("replied_s").min()) / (pl.len() - 1)).alias("step_s"), pl.len())
-        .filter(pl.col("len") >= 2)
-    )
-    return float(np.median(spans["step_s"].to_numpy())) if spans.height else 0.0
-
-
-def _sweep(stage: Stage, folder: Path, rounds: int, real_sweep_s: float, label: str, on_progress: Progress) -> Loaded:
+def _sweep(
+    launch: Launch, stage: Stage, folder: Path, rounds: int, real_sweep_s: float, on_progress: Progress
+) -> Loaded:
     """Bursts of every size in mixed order, and of twice the largest, so that one batch waits for another."""
-    largest = stage.batching.max_batch_size
+    largest, label = stage.batching.max_batch_size, device_label(stage)
     sizes = [*sweep_sizes(largest), 2 * largest]
     base = {
         "batching.batch_wait_timeout_s": GATHER_S if largest > 1 else 0.0,
@@ -176,10 +161,9 @@ def _sweep(stage: Stage, folder: Path, rounds: int, real_sweep_s: float, label: 
         "slo.latency_s": 60.0,
         "overload": True,
     }
-    with ProcessLauncher(with_overrides(stage, base), folder) as launcher:
-        url, pid = launcher.replicas[0].url, launcher.replicas[0].process.pid
-        guess_s = _probe_service_s(stage, url, folder, label, pid)
-        takes_s = {size: _burst_s(size, largest, guess_s) for size in sizes}
+    with launch(with_overrides(stage, base), folder) as launcher:
+        guess_s = _probe_service_s(stage, launcher, folder)
+        takes_s = {size: burst_s(size, largest, guess_s) for size in sizes}
         if stage.device.kind != "emulated":
             rounds = max(rounds, math.ceil(real_sweep_s / sum(takes_s.values())))
         order = stream(stage.traffic.seed, "sweep order").permutation(np.tile(sizes, rounds))
@@ -187,33 +171,38 @@ def _sweep(stage: Stage, folder: Path, rounds: int, real_sweep_s: float, label: 
         for size in order.tolist():
             arrivals += [at_s] * size
             at_s += takes_s[size]
-        bursts = _traced(with_overrides(stage, base), arrivals, at_s + 0.2, folder / "bursts.csv")
+        bursts = traced(with_overrides(stage, base), arrivals, at_s + 0.2, folder / "bursts.csv")
         total_s = bursts.traffic.duration_s
-        return _fire_in_quiet(
-            bursts, url, folder, label, pid, on_second=lambda s: on_progress("Batch sweep", s, total_s)
-        )
+        what = f"Batch sweep of {label}"
+        return _fire_in_quiet(bursts, launcher, folder, lambda s: on_progress(what, s, total_s)).loaded
 
 
-def _burst_s(size: int, largest: int, guess_s: Callable[[int], float]) -> float:
+def burst_s(size: int, largest: int, guess_s: Callable[[int], float]) -> float:
     """Seconds from one burst of `size` requests to the next: gathered, worked off, and a rest."""
     batches = -(-size // largest)
     return (GATHER_S if size < largest else 0.0) + REST_S + 1.1 * batches * guess_s(min(size, largest))
 
 
-def _probe_service_s(stage: Stage, url: str, folder: Path, label: str, pid: int) -> Callable[[int], float]:
+def _probe_service_s(stage: Stage, launcher: Launcher, folder: Path) -> Callable[[int], float]:
     """About how long a batch of n takes: the profile's word, or a few single requests that also warm the device."""
     if stage.device.kind == "emulated":
         profile = catalogue.profiles()[str(stage.device.profile)]
         return lambda n: profile.service_time_s(n) * stage.device.slowdown
-    singles = _traced(stage, [0.25 * k for k in range(8)], 2.2, folder / "singles.csv")
-    record = fire(singles, url, folder / "warm-up", device=label, pids=(pid,)).records
+    singles = traced(stage, [0.25 * k for k in range(8)], 2.2, folder / "singles.csv")
+    record = fire(singles, launcher.url, folder / "warm-up", device=device_label(stage), pids=launcher.pids).records
     one_s = float((record.batches["finished_s"] - record.batches["started_s"]).to_numpy()[-4:].mean())
     return lambda n: one_s * (1.0 + 0.6 * (n - 1))
 
 
 def _low_load(
-    stage: Stage, folder: Path, rate_rps: float, duration_s: float, label: str, on_progress: Progress
-) -> Loaded:
+    launch: Launch,
+    stage: Stage,
+    folder: Path,
+    rate_rps: float,
+    duration_s: float,
+    what: str,
+    on_progress: Progress,
+) -> _Metered:
     traffic = {
         "traffic.rate": {"shape": "constant", "rate_rps": rate_rps},
         "traffic.arrivals": "poisson",
@@ -223,30 +212,74 @@ def _low_load(
         "traffic.coefficient_of_variation": None,
     }
     light = with_overrides(stage, traffic)
-    with ProcessLauncher(light, folder) as launcher:
-        replica = launcher.replicas[0]
+    with launch(light, folder) as launcher:
         time.sleep(0.5)
-        return _fire_in_quiet(
-            light,
-            replica.url,
-            folder,
-            label,
-            replica.process.pid,
-            on_second=lambda s: on_progress("Low load", s, duration_s),
-        )
+        idle_share = _gateway_idle_share(launcher)
+        return _fire_in_quiet(light, launcher, folder, lambda s: on_progress(what, s, duration_s), idle_share)
+
+
+@dataclass(frozen=True)
+class _Metered:
+    """A run, and the processor seconds that the gateway took for each of its requests; 0 without one."""
+
+    loaded: Loaded
+    gateway_busy_s: float
 
 
 def _fire_in_quiet(
-    stage: Stage, url: str, folder: Path, label: str, pid: int, *, on_second: Callable[[float], None]
-) -> Loaded:
-    """Fires the stage's traffic, and again while the host is busy with something else; gives the quietest run."""
-    loaded = []
+    stage: Stage, launcher: Launcher, folder: Path, on_second: Callable[[float], None], idle_share: float = 0.0
+) -> _Metered:
+    """Fires the stage's traffic, and again while the host is busy with something else; gives the quietest run.
+
+    `idle_share` is what the gateway takes of a core when it has nothing to do: it is no request's.
+    """
+    runs: list[_Metered] = []
     for attempt in range(ATTEMPTS):
-        run = fire(stage, url, folder / f"attempt-{attempt + 1}", device=label, pids=(pid,), on_second=on_second)
-        if run.check.foreign_cpu_share <= FOREIGN_CPU_MAX:
-            return run
-        loaded.append(run)
-    return min(loaded, key=lambda run: run.check.foreign_cpu_share)
+        began_s, before_s = time.monotonic(), _gateway_cpu_s(launcher)
+        loaded = fire(
+            stage,
+            launcher.url,
+            folder / f"attempt-{attempt + 1}",
+            device=device_label(stage),
+            pids=launcher.pids,
+            on_second=on_second,
+        )
+        took_s = _gateway_cpu_s(launcher) - before_s - idle_share * (time.monotonic() - began_s)
+        runs.append(_Metered(loaded, max(0.0, took_s) / max(1, loaded.records.requests.height)))
+        if loaded.check.foreign_cpu_share <= FOREIGN_CPU_MAX:
+            return runs[-1]
+    return min(runs, key=lambda run: run.loaded.check.foreign_cpu_share)
+
+
+def _gateway_idle_share(launcher: Launcher) -> float:
+    """The share of a core that the gateway takes for its probes and looks at files; 0 without one."""
+    if launcher.gateway is None:
+        return 0.0
+    began_s, before_s = time.monotonic(), _gateway_cpu_s(launcher)
+    time.sleep(IDLE_S)
+    return (_gateway_cpu_s(launcher) - before_s) / (time.monotonic() - began_s)
+
+
+def _gateway_cpu_s(launcher: Launcher) -> float:
+    """Processor seconds of the gateway and its children so far; 0 where there is none to be seen from here."""
+    if launcher.gateway is None:
+        return 0.0
+    with contextlib.suppress(psutil.Error):
+        gateway = psutil.Process(launcher.gateway.pid)
+        return sum(_cpu_s(process) for process in (gateway, *gateway.children(recursive=True)))
+    return 0.0
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    """Processor seconds of a process: of its main thread to the nanosecond where Linux tells, else of all, in ticks.
+
+    A gateway's event loop is its main thread.
+    """
+    try:
+        return int(Path(f"/proc/{process.pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
+    except (OSError, ValueError, IndexError):
+        times = process.cpu_times()
+        return float(times.user + times.system)
 
 
 def _busy(what: str, loaded: Loaded) -> Iterator[str]:
@@ -258,7 +291,7 @@ def _busy(what: str, loaded: Loaded) -> Iterator[str]:
         )
 
 
-def _traced(stage: Stage, arrivals_s: list[float], duration_s: float, path: Path) -> Stage:
+def traced(stage: Stage, arrivals_s: list[float], duration_s: float, path: Path) -> Stage:
     """The stage with arrivals at just these times; one more at the end tells how long the trace lasts."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -272,12 +305,6 @@ def _traced(stage: Stage, arrivals_s: list[float], duration_s: float, path: Path
         "traffic.coefficient_of_variation": None,
     }
     return with_overrides(stage, traffic)
-
-
-def _quantiles(values: pl.Series) -> tuple[float, ...]:
-    """The sample's quantiles at (i + 1/2) / QUANTILES, so that its most, one freak of many, is not drawn often."""
-    at = (np.arange(QUANTILES) + 0.5) / QUANTILES
-    return tuple(round(float(max(0.0, point)), 7) for point in np.quantile(values.to_numpy(), at))
 
 
 def _processor() -> str:

@@ -26,6 +26,7 @@ from stages.terminal import (
 )
 
 if TYPE_CHECKING:
+    from reference_apps.up import Stack
     from stages.calibration import Calibration
     from stages.spec import Stage
 
@@ -59,13 +60,14 @@ def load(
 
     from loadtests import checks
     from loadtests.load import fire
+    from loadtests.printing import print_metrics
     from reference_apps.up import fresh_folder
     from stages import records
     from stages.metrics import summarise
     from stages.spec import device_label
 
     resolved = _resolved(stage, set_, duration_s=duration_s, rate_rps=rate_rps)
-    target, pids = _target(resolved, url)
+    target, stack = _target(resolved, url)
     kept = folder or fresh_folder(f"load-{resolved.name}")
     with _failures(), _bar() as on_progress:
         total_s = resolved.traffic.duration_s
@@ -74,7 +76,8 @@ def load(
             target,
             kept,
             device=device_label(resolved),
-            pids=pids,
+            pids=stack.pids if stack is not None else (),
+            lives=stack.lives if stack is not None else tuple,
             processes=processes,
             on_second=lambda s: on_progress(f"Loading {resolved.name}", s, total_s),
         )
@@ -93,7 +96,7 @@ def load(
             }
         )
     else:
-        _print_metrics(metrics, f"{resolved.name}, measured")
+        print_metrics(metrics, f"{resolved.name}, measured")
         out.print(f"Records and logs: {kept}")
     if metrics["failed_share"] > 0:
         fail(f"{metrics['failed_share']:.1%} of the requests failed: the reasons stand in {kept}/requests.parquet.")
@@ -110,12 +113,14 @@ def calibrate(
     json_: JsonOption = False,
 ) -> None:
     """Measure this machine for a stage: device time by batch size, and the host's time around it."""
+    from loadtests.printing import print_calibration
+
     resolved = _resolved(stage, set_, device=device)
     calibration, path = _calibrated(resolved, short)
     if json_:
         print_json({"calibration": str(path), **calibration.model_dump()})
         return
-    _print_calibration(calibration)
+    print_calibration(calibration)
     out.print(f"Kept in {path}; `rung compare` and `rung simulate --calibration` read it.")
 
 
@@ -125,6 +130,9 @@ def compare(
     loads: Annotated[str, typer.Option(help="Shares of the predicted capacity.")] = "0.2,0.5,0.7,0.85,0.95,1.2",
     repeat: Annotated[int, typer.Option(min=1, max=100, help="Real runs of each load.")] = 3,
     duration_s: Annotated[float | None, typer.Option("--duration", help="Seconds of each run.")] = None,
+    policies: Annotated[
+        str | None, typer.Option(help="Balancing policies to hold against each other, like round-robin,random.")
+    ] = None,
     device: DeviceOption = None,
     calibration_file: Annotated[
         Path | None, typer.Option("--calibration", help="Use this calibration, and make none.")
@@ -140,6 +148,8 @@ def compare(
     from loadtests import report
     from loadtests.compare import Plan
     from loadtests.compare import compare as run_both
+    from loadtests.policies import compare_all
+    from loadtests.printing import print_comparisons
     from reference_apps.up import fresh_folder
 
     resolved = _resolved(stage, set_, device=device)
@@ -149,6 +159,12 @@ def compare(
             "would hide what is to be seen. Use --set traffic.loop=open, or `rung load` for the real side alone.",
             Exit.MISUSED,
         )
+    if resolved.scaling is not None:
+        from stages.spec import with_overrides
+
+        resolved = with_overrides(resolved, {"scaling": None, "overload": True})
+        err.print("The fleet stays as it starts: steady loads are compared. `rung spike` has the autoscaler at work.")
+    chosen = None if policies is None else _policies(resolved, policies)
     seconds = duration_s or (SHORT_DURATION_S if short else LONG_DURATION_S)
     plan = Plan(_loads(loads), repeat, seconds, short or seconds < QUOTABLE_DURATION_S)
     if calibration_file is not None:
@@ -156,48 +172,54 @@ def compare(
     else:
         calibration, _ = _calibrated(resolved, short)
     kept = folder or fresh_folder(f"compare-{resolved.name}")
+    command = shlex.join(["rung", *sys.argv[1:]])
     with _failures(), _bar() as on_progress:
-        comparison = run_both(
-            resolved, calibration, plan, kept, command=shlex.join(["rung", *sys.argv[1:]]), on_progress=on_progress
-        )
-        page = report.write_report(comparison, kept)
-    if json_:
-        print_json(report.document(comparison, page))
-    else:
-        report.print_table(comparison, out)
-        out.print(f"Report: {page}")
-    if all(run.void for run in comparison.runs):
+        if chosen is None:
+            found = {"": run_both(resolved, calibration, plan, kept, command=command, on_progress=on_progress)}
+            report.write_report(found[""], kept)
+        else:
+            found = compare_all(resolved, chosen, calibration, plan, kept, command=command, on_progress=on_progress)
+    print_comparisons(found, kept, json_)
+    if all(run.void for comparison in found.values() for run in comparison.runs):
         fail("Every run is void: see the reasons in the report. Quiet the machine, or lower the loads.", Exit.VOID)
 
 
 @app.command(name="report")
 def report_(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run folder that `rung compare` left.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A run folder that `rung compare` or `rung spike` left.")
+    ],
     calibration_file: Annotated[
         Path | None, typer.Option("--calibration", help="Predict with this one instead of the folder's own.")
     ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Predict the runs of a finished comparison again, with the simulator of today, and write its report anew."""
-    from loadtests import report
+    from loadtests import policies, report, spike, spike_cli
     from loadtests.compare import again
+    from loadtests.printing import print_comparisons
 
     calibration = None if calibration_file is None else _read_calibration(calibration_file)
+    spiked, found = None, {}
     try:
         with _failures(), err.status(f"Predicting {folder} again …"):
-            comparison = again(folder, calibration)
-            page = report.write_report(comparison, folder)
+            if (folder / "spike.json").is_file():
+                spiked = spike.again(folder, calibration)
+            elif (folder / "policies.json").is_file():
+                found = policies.again(folder, calibration)
+            else:
+                found = {"": again(folder, calibration)}
+                report.write_report(found[""], folder)
     except (OSError, ValueError, KeyError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         fail(
             f"{folder}: is not a run folder that `rung compare` finished ({reason}). Name one under runs/.",
             Exit.MISUSED,
         )
-    if json_:
-        print_json(report.document(comparison, page))
-        return
-    report.print_table(comparison, out)
-    out.print(f"Report: {page}")
+    if spiked is not None:
+        spike_cli.show(spiked, folder, json_)
+    else:
+        print_comparisons(found, folder, json_)
 
 
 def _resolved(
@@ -231,16 +253,16 @@ def _resolved(
             fail(f"--rate {rate_rps:g}: {error}.", Exit.MISUSED)
 
 
-def _target(stage: Stage, url: str | None) -> tuple[str, tuple[int, ...]]:
-    """Where to send, and the pids of the stack if it runs here."""
-    from reference_apps.up import list_up
+def _target(stage: Stage, url: str | None) -> tuple[str, Stack | None]:
+    """Where to send, and the stack if it runs here."""
+    from reference_apps.up import Stack, list_up
 
     if url is not None:
-        return url.rstrip("/"), ()
+        return url.rstrip("/"), None
     found = [up for up in list_up() if up.stage == stage.name]
     if not found:
         fail(f"{stage.name}: is not up. Start it with `rung up {stage.name}`, or give --url.", Exit.MISUSED)
-    return found[0].url, tuple(replica["pid"] for replica in found[0].replicas)
+    return found[0].url, Stack(found[0])
 
 
 def _loads(text: str) -> list[float]:
@@ -254,6 +276,30 @@ def _loads(text: str) -> list[float]:
             Exit.MISUSED,
         )
     return loads
+
+
+def _policies(stage: Stage, text: str) -> list[str]:
+    """The names in `a,b,c`, each once."""
+    from loadtests.policies import POLICIES, under
+
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    unknown = [name for name in names if name not in POLICIES]
+    if unknown or not names:
+        fail(
+            f"--policies: must be balancing policies, got {', '.join(unknown) or 'none'}. There are "
+            f"{', '.join(POLICIES)}. Write them like round-robin,least-outstanding.",
+            Exit.MISUSED,
+        )
+    if stage.gateway is None:
+        fail(
+            f"--policies: must be asked of a stage with a [gateway], got {stage.name}. It has nobody who chooses. "
+            "Try load-balanced, or --set gateway.policy=round-robin --set fleet.replicas=2.",
+            Exit.MISUSED,
+        )
+    with teaching():
+        for name in names:
+            under(stage, name)
+    return names
 
 
 def _calibrated(stage: Stage, short: bool) -> tuple[Calibration, Path]:
@@ -306,7 +352,7 @@ def _least_service_s(stage: Stage) -> float | None:
 def _failures() -> Iterator[None]:
     """Failures of processes that we started become words and exit status 1."""
     from loadtests.load import LoadError
-    from reference_apps.launchers.process import LaunchError
+    from reference_apps.launchers.member import LaunchError
     from stages.problems import StageError
 
     try:
@@ -327,32 +373,3 @@ def _bar() -> Iterator[Callable[[str, float, float], None]]:
             bar.update(task, description=what, completed=min(done_s, total_s), total=total_s)
 
         yield on_progress
-
-
-def _print_metrics(metrics: dict[str, float], title: str) -> None:
-    from rich.table import Table
-
-    table = Table("metric", "value", title=title)
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4g}")
-    out.print(table)
-
-
-def _print_calibration(calibration: Calibration) -> None:
-    from rich.table import Table
-
-    table = Table(
-        "batch size", "service time, ms", "least", "most", title=f"{calibration.stage} on {calibration.device}"
-    )
-    for times in calibration.service_times:
-        least, most = times.quantiles_s[0], times.quantiles_s[-1]
-        table.add_row(*(str(times.batch_size), *(f"{1e3 * t:.3f}" for t in (times.mean_s, least, most))))
-    out.print(table)
-    host = calibration.host
-    middle = len(host.send_quantiles_s) // 2
-    out.print(
-        f"Host, median ms: send {1e3 * host.send_quantiles_s[middle]:.3f}, wake {1e3 * host.wake_s:.3f}, "
-        f"between batches {1e3 * host.between_batches_s:.3f}, reply {1e3 * host.reply_quantiles_s[middle]:.3f}, "
-        f"each further answer {1e3 * host.reply_per_item_s:.3f}"
-    )
-    err.print(f"Measured on {calibration.machine}.", highlight=False)

@@ -12,15 +12,18 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from loadtests import report
-from loadtests.calibrate import machine
+from loadtests.calibrate import Launch, machine
 from loadtests.checks import why_void
-from loadtests.load import fire
+from loadtests.load import Loaded, fire
+from loadtests.pace import Pace
+from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.process import ProcessLauncher
 from simulator.run import beyond_calibration, capacity_rps, simulate
 from simulator.timeline import write_timeline
@@ -29,13 +32,15 @@ from stages.calibration import Calibration
 from stages.calibration import read as read_calibration
 from stages.calibration import write as write_calibration
 from stages.metrics import summarise
-from stages.spec import Stage, TraceRate, device_label, load_stage, stage_toml, with_overrides
+from stages.spec import Stage, TraceRate, device_label, fleet_label, load_stage, stage_toml, with_overrides
 from stages.traffic import at_rate, schedule
 
 # A void run is repeated at once, so many times at most for one point; a short comparison has no time for more.
 VOID_RETRIES, VOID_RETRIES_SHORT = 2, 1
 CURVE_LOADS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 1.0, 1.05, 1.1, 1.2)
 CURVE_REQUESTS = 200_000
+CURVE_REQUESTS_GATEWAY, CURVE_REQUESTS_GATEWAY_SHORT = 20_000, 4_000  # an event each, which takes longer
+PACE_TOLD = 0.01
 Progress = Callable[[str, float, float], None]
 
 
@@ -56,6 +61,7 @@ def compare(
     folder: Path,
     *,
     command: str,
+    launch: Launch = ProcessLauncher,
     on_progress: Progress = lambda *_: None,
 ) -> report.Comparison:
     """Measures and predicts `stage` at every load of `plan`; records, timelines and logs are left in `folder`.
@@ -63,7 +69,6 @@ def compare(
     Raises LaunchError when the stack does not start, LoadError when the load generator fails.
     """
     capacity = capacity_rps(stage, calibration)
-    label = device_label(stage)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stage.toml").write_text(stage_toml(stage), encoding="utf-8")
     write_calibration(calibration, folder / "calibration.json")
@@ -77,9 +82,10 @@ def compare(
     (folder / "about.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     runs: list[report.Run] = []
     total_s = len(plan.loads) * plan.repeat * (plan.duration_s + 2.0)
-    with ProcessLauncher(_served(stage), folder / "stack") as launcher:
-        replica = launcher.replicas[0]
-        _warm_up(stage, capacity, replica.url, folder / "warm-up", label, replica.process.pid)
+    with launch(_served(stage), folder / "stack") as launcher:
+        _warm_up(stage, capacity, launcher, folder / "warm-up")
+        pace = Pace(_served(stage), calibration, launcher, folder / "pace")
+        pace.measure()
         for repeat in range(plan.repeat):
             for load in plan.loads:
                 done_s = len(runs) * (plan.duration_s + 2.0)
@@ -88,9 +94,9 @@ def compare(
                     _run(
                         point,
                         calibration,
+                        pace,
                         folder / f"load-{load:g}-run-{repeat + 1}",
-                        replica.url,
-                        replica.process.pid,
+                        launcher,
                         load=load,
                         repeat=repeat,
                         retries=VOID_RETRIES_SHORT if plan.short else VOID_RETRIES,
@@ -109,16 +115,18 @@ def again(folder: Path, calibration: Calibration | None = None) -> report.Compar
     """
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     stage = load_stage(folder / "stage.toml")
+    own = calibration is None
     calibration = calibration or read_calibration(folder / "calibration.json")
     runs = []
     for (load, repeat), path in sorted(_last_attempts(folder).items()):
         measured = records.read(path / "measured")
-        void = json.loads((path / "check.json").read_text(encoding="utf-8"))["void"]
+        check = json.loads((path / "check.json").read_text(encoding="utf-8"))
+        pace = float(check.get("pace", 1.0)) if own else 1.0  # it was measured against the folder's own
         point = at_load(stage, load, about["capacity_rps"], measured.window_s)
-        predicted = simulate(point, schedule(point.traffic), calibration=calibration)
+        predicted = simulate(point, schedule(point.traffic), calibration=calibration.at_pace(pace))
         records.write(predicted, path / "predicted")
         rate_rps = measured.requests.height / measured.window_s
-        runs.append(report.Run(load, rate_rps, repeat, void, measured, predicted))
+        runs.append(report.Run(load, rate_rps, repeat, check["void"], measured, predicted, pace))
     if not runs:
         raise ValueError(f"{folder}: holds no runs")
     write_calibration(calibration, folder / "calibration.json")
@@ -139,18 +147,35 @@ def _result(
     ]
     return report.Comparison(
         stage=stage,
-        device_label=device_label(stage),
+        device_label=fleet_label(stage),
         machine=about["machine"],
         command=about["command"],
         capacity_rps=capacity,
         calibration=calibration,
         runs=runs,
         rows=report.rows(stage.name, runs, stage.slo.latency_s),
-        curve=predicted_curve(stage, calibration, capacity, loads, duration_s),
-        caveats=list(dict.fromkeys([*calibration.caveats, *caveats])),
+        curve=predicted_curve(
+            stage, calibration.at_pace(_median_pace(runs)), capacity, loads, duration_s, about["short"]
+        ),
+        caveats=list(dict.fromkeys([*calibration.caveats, *_paces(runs), *caveats])),
         made_at=about["made_at"],
         short=about["short"],
     )
+
+
+def _median_pace(runs: Sequence[report.Run]) -> float:
+    return median(run.pace for run in runs)
+
+
+def _paces(runs: Sequence[report.Run]) -> Iterator[str]:
+    """What the reference batches told of a device that wanders."""
+    paces = [run.pace for run in runs]
+    if max(abs(pace - 1.0) for pace in paces) > PACE_TOLD:
+        yield (
+            f"The device's pace wandered: by reference batches before and after each run, its batches took "
+            f"{min(paces):.2f} to {max(paces):.2f} times as long as at its calibration. "
+            "Each run is predicted at its own pace; loads are shares of the calibrated capacity."
+        )
 
 
 def _last_attempts(folder: Path) -> dict[tuple[float, int], Path]:
@@ -173,14 +198,22 @@ def at_load(stage: Stage, load: float, capacity: float, duration_s: float) -> St
 
 
 def predicted_curve(
-    stage: Stage, calibration: Calibration, capacity: float, loads: Sequence[float], least_duration_s: float
+    stage: Stage,
+    calibration: Calibration,
+    capacity: float,
+    loads: Sequence[float],
+    least_duration_s: float,
+    short: bool = False,
 ) -> list[dict[str, float]]:
     """Predictions alone, over a finer grid of loads and longer runs than the real ones."""
     points = []
     highest = max([1.0, *loads])
+    requests = CURVE_REQUESTS
+    if stage.gateway is not None:
+        requests = CURVE_REQUESTS_GATEWAY_SHORT if short else CURVE_REQUESTS_GATEWAY
     traced = isinstance(stage.traffic.rate, TraceRate)  # has no more to replay than it has
     for load in [x for x in CURVE_LOADS if x <= highest]:
-        duration_s = least_duration_s if traced else max(least_duration_s, CURVE_REQUESTS / (load * capacity))
+        duration_s = least_duration_s if traced else max(least_duration_s, requests / (load * capacity))
         point = at_load(stage, load, capacity, duration_s)
         found = summarise(simulate(point, calibration=calibration), stage.slo.latency_s)
         keys = ("latency_s_p50", "latency_s_p95", "latency_s_p99", "throughput_rps")
@@ -191,9 +224,9 @@ def predicted_curve(
 def _run(
     point: Stage,
     calibration: Calibration,
+    pace: Pace,
     folder: Path,
-    url: str,
-    pid: int,
+    launcher: Launcher,
     *,
     load: float,
     repeat: int,
@@ -201,15 +234,17 @@ def _run(
     on_second: Callable[[float], None],
 ) -> report.Run:
     """One real run, repeated while it is void, and the prediction for its schedule."""
-    label = device_label(point)
+    least_s = least_service_s(calibration)
     for attempt in range(1 + retries):
         attempt_folder = folder if attempt == 0 else folder.with_name(f"{folder.name}-again-{attempt}")
-        loaded = fire(point, url, attempt_folder, device=label, pids=(pid,), on_second=on_second)
-        void = why_void(loaded.check, calibration.service_times[0].mean_s)
+        before = pace.last
+        loaded = _fire(point, launcher, attempt_folder, on_second)
+        around = (before + pace.measure()) / 2
+        void = why_void(loaded.check, least_s)
         if void is None:
             break
-    predicted = simulate(point, schedule(point.traffic), calibration=calibration)
-    check = asdict(loaded.check) | {"void": void}
+    predicted = simulate(point, schedule(point.traffic), calibration=calibration.at_pace(around))
+    check = asdict(loaded.check) | {"void": void, "pace": around}
     (attempt_folder / "check.json").write_text(json.dumps(check, indent=2), encoding="utf-8")
     records.write(loaded.records, attempt_folder / "measured")
     records.write(predicted, attempt_folder / "predicted")
@@ -220,6 +255,7 @@ def _run(
         void=void,
         measured=loaded.records,
         predicted=predicted,
+        pace=around,
     )
 
 
@@ -228,9 +264,26 @@ def _served(stage: Stage) -> Stage:
     return with_overrides(stage, {"overload": True})
 
 
-def _warm_up(stage: Stage, capacity: float, url: str, folder: Path, label: str, pid: int) -> None:
+def least_service_s(calibration: Calibration) -> float:
+    """Mean device time in seconds of the smallest batch, on the quickest of the devices that were calibrated."""
+    return min(times[0].mean_s for times in (calibration.service_times, *calibration.other_devices.values()))
+
+
+def _warm_up(stage: Stage, capacity: float, launcher: Launcher, folder: Path) -> None:
     """Two seconds at half load, thrown away: first requests meet cold caches."""
-    fire(at_load(stage, 0.5, capacity, 2.0), url, folder, device=label, pids=(pid,))
+    _fire(at_load(stage, 0.5, capacity, 2.0), launcher, folder, lambda _: None)
+
+
+def _fire(point: Stage, launcher: Launcher, folder: Path, on_second: Callable[[float], None]) -> Loaded:
+    return fire(
+        point,
+        launcher.url,
+        folder,
+        device=device_label(point),
+        pids=lambda: launcher.pids,
+        lives=launcher.lives,
+        on_second=on_second,
+    )
 
 
 def _busiest(runs: Sequence[report.Run]) -> report.Run:

@@ -1,7 +1,7 @@
 """One run of Locust against a stage that is up: fire its schedule, gather the record, check the run itself.
 
 Stage ─▶ stage.toml, payloads.npz ─▶ locust (a process of its own) ─▶ rows ─┐
-                                         replica: GET /batches ─────────────┴─▶ Records, SelfCheck
+                              replica or gateway: GET /batches ─────────────┴─▶ Records, SelfCheck
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,13 @@ import psutil
 
 from loadtests import payloads, raw_rows
 from loadtests.checks import SelfCheck, self_check
-from reference_apps.launchers.process import open_url
+from reference_apps.asking import open_url
+from reference_apps.launchers.member import Life
 from stages.records import Records
-from stages.spec import Stage, stage_toml
+from stages.spec import Stage, device_label, of_replica, stage_toml
 
 LOCUSTFILE = Path(__file__).parent / "locustfile.py"
+BATCHES_TIMEOUT_S = 20.0
 
 
 class LoadError(RuntimeError):
@@ -46,22 +48,26 @@ def fire(
     folder: Path,
     *,
     device: str,
-    pids: tuple[int, ...] = (),
+    pids: Sequence[int] | Callable[[], Sequence[int]] = (),
+    lives: Callable[[], Sequence[Life]] = tuple,
     processes: int = 1,
+    on_begin: Callable[[float], None] = lambda _: None,
     on_second: Callable[[float], None] = lambda _: None,
 ) -> Loaded:
     """Fires the stage's traffic at `url` and gives back the record; files are left in `folder`.
 
-    `device` is the label that the record carries; `pids` are the processes of the stack, whose processor time is
-    not foreign. `on_second` hears the seconds gone by. A stack that is gone gives requests that failed, with the
-    batches that its answers told of. Raises LoadError when Locust fails.
+    `pids` are the processes of the stack, whose processor time is not foreign: a function where they come and go.
+    `lives` tells afterwards which replicas there were; `device` is the label of any other, unless the stage gives its
+    replicas profiles of their own. `on_begin` hears, before it comes, the moment of the monotonic clock at which the
+    schedule begins; `on_second` hears the seconds gone by. A stack that is gone gives requests that
+    failed, with the batches that its answers told of. Raises LoadError when Locust fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("rows-*"):  # of a run that had this folder before
+    for stale in folder.glob("rows[-.]*"):  # of a run that had this folder before
         stale.unlink()
     command = _command(stage, url, folder, processes)
-    ours = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-    before = _Cpu.now(ours)
+    stack = _StackCpu(pids if callable(pids) else lambda: pids)
+    before = _Cpu.now(stack)
     limit_s = stage.traffic.duration_s + stage.traffic.timeout_s + 60.0
     log = folder / "locust.log"
     with log.open("wb") as output:
@@ -69,14 +75,14 @@ def fire(
             command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        _await(locust, limit_s, on_second)
+        _await(locust, limit_s, _Beginning(folder / f"rows{raw_rows.BEGAN}", on_begin), on_second, stack)
     finally:
         if locust.poll() is None:
             locust.kill()
         locust.wait()
         if locust.stdin is not None:
             locust.stdin.close()  # the generator watches this pipe: had we died, it would have ended
-    after = _Cpu.now(ours)
+    after = _Cpu.now(stack)
     try:
         fired = raw_rows.read(folder / "rows.parquet", processes)
     except OSError as error:
@@ -84,11 +90,12 @@ def fire(
             f"the load generator ended with status {locust.returncode} and left no result ({error}).\n"
             f"{_tail(log)}\nThe whole log: {log}"
         ) from None
-    try:
-        batches = _batches(url, fired.began_s)
-    except (OSError, http.client.HTTPException):
-        batches = raw_rows.answered_batches(fired)
-    records = raw_rows.to_records(fired, batches, device, stage.traffic.duration_s)
+
+    def device_of(number: int) -> str:
+        return device_label(of_replica(stage, number)) if stage.fleet.profiles else device
+
+    batches = _batches(stage, url, fired)
+    records = raw_rows.to_records(fired, batches, stage.traffic.duration_s, device_of, lives())
     return Loaded(records, self_check(fired, before.foreign_share(after)))
 
 
@@ -109,25 +116,71 @@ def _command(stage: Stage, url: str, folder: Path, processes: int) -> list[str]:
     return command
 
 
-def _await(locust: subprocess.Popen[bytes], limit_s: float, on_second: Callable[[float], None]) -> None:
+def _await(
+    locust: subprocess.Popen[bytes],
+    limit_s: float,
+    beginning: _Beginning,
+    on_second: Callable[[float], None],
+    stack: _StackCpu,
+) -> None:
     began_s = time.monotonic()
     while locust.poll() is None:
+        beginning.look()
         gone_s = time.monotonic() - began_s
         if gone_s > limit_s:
             raise LoadError(f"the load generator did not end within {limit_s:.0f} s and was killed.")
         on_second(gone_s)
+        stack.look()
         time.sleep(0.25)
 
 
-def _batches(url: str, since_s: float) -> list[tuple[int, int, float, float, int]]:
-    with open_url(f"{url}/batches?since_s={since_s!r}", timeout_s=10.0) as response:
-        rows = json.load(response)
-    return [(0, int(number), float(start), float(end), int(size)) for number, start, end, size in rows]
+def _batches(stage: Stage, url: str, fired: raw_rows.Fired) -> list[raw_rows.Batch]:
+    """The batches of the run, of the replica at `url` or of all replicas of the gateway there; none if it is gone."""
+    edge = stage.gateway.edge if stage.gateway is not None else None
+    try:
+        with open_url(f"{url}/batches?since_s={fired.began_s!r}", BATCHES_TIMEOUT_S, edge) as response:
+            rows = json.load(response)
+    except (OSError, http.client.HTTPException, ValueError):
+        return []
+    alone = next((batch[0] for batch in raw_rows.answered_batches(fired)), 0)  # a replica's rows lack its number
+    numbered = (row if len(row) == 5 else [alone, *row] for row in rows)
+    return [(int(replica), int(number), start, end, int(size)) for replica, number, start, end, size in numbered]
 
 
 def _tail(log: Path, count: int = 12) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
     return "\n".join(f"  | {line}" for line in lines) or "  | (it said nothing)"
+
+
+class _Beginning:
+    """Waits for Locust to say when its schedule begins, which it does half a second before, and tells it once."""
+
+    def __init__(self, path: Path, on_begin: Callable[[float], None]) -> None:
+        self._path, self._on_begin, self._told = path, on_begin, False
+
+    def look(self) -> None:
+        if not self._told and self._path.exists():
+            self._told = True
+            self._on_begin(float(self._path.read_text(encoding="utf-8")))
+
+
+class _StackCpu:
+    """Processor seconds of the stack's processes, which may come and go: of one that is gone, what was last seen."""
+
+    def __init__(self, pids: Callable[[], Sequence[int]]) -> None:
+        self._pids = pids
+        self._processes: dict[int, psutil.Process] = {}
+        self._seen_s: dict[int, float] = {}
+
+    def look(self) -> float:
+        """The sum so far."""
+        for pid in self._pids():
+            with contextlib.suppress(psutil.Error):
+                if pid not in self._processes:
+                    self._processes[pid] = psutil.Process(pid)
+                times = self._processes[pid].cpu_times()
+                self._seen_s[pid] = times.user + times.system
+        return sum(self._seen_s.values())
 
 
 @dataclass(frozen=True)
@@ -139,16 +192,12 @@ class _Cpu:
     ours_s: float
 
     @classmethod
-    def now(cls, stack: list[psutil.Process]) -> _Cpu:
+    def now(cls, stack: _StackCpu) -> _Cpu:
         total = psutil.cpu_times()
         busy_s = sum(total) - total.idle - getattr(total, "iowait", 0.0)
         busy_s -= getattr(total, "guest", 0.0) + getattr(total, "guest_nice", 0.0)  # counted in user already
         own = os.times()
-        ours_s = own.user + own.system + own.children_user + own.children_system
-        for process in stack:
-            with contextlib.suppress(psutil.NoSuchProcess):  # it died, which its requests tell
-                times = process.cpu_times()
-                ours_s += times.user + times.system
+        ours_s = own.user + own.system + own.children_user + own.children_system + stack.look()
         return cls(time.monotonic(), busy_s, ours_s)
 
     def foreign_share(self, later: _Cpu) -> float:

@@ -31,6 +31,8 @@ from locust.argument_parser import LocustArgumentParser
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtests import payloads, raw_rows
+from reference_apps.asking import key_headers
+from reference_apps.launchers.member import write_atomically
 from stages.problems import StageError
 from stages.spec import Stage, load_stage
 from stages.traffic import schedule, split, user_draws
@@ -57,6 +59,8 @@ class Shots:
         self.payloads = (
             payloads.read(Path(options.payloads)) if options.payloads else payloads.make_payloads(self.stage)
         )
+        edge = self.stage.gateway.edge if self.stage.gateway is not None else None
+        self.headers = self.payloads.headers | key_headers(edge)
         self.schedule = schedule(self.stage.traffic) if self.stage.traffic.loop == "open" else None
         self.rows_path = Path(options.rows) if options.rows else None
         self.began = AsyncResult()  # the monotonic time that the schedule counts from
@@ -108,7 +112,8 @@ class Shots:
         """Sends one request now, waits for its end, and notes it with times from the beginning of the schedule."""
         began_s, traffic = self.began.get(), self.stage.traffic
         sent_s = time.monotonic()
-        headers, body = self.payloads.headers, cast(Any, self.payloads.body(item))  # bytes; typed as str by Locust
+        headers = self.headers | {"x-rung-key": str(item)}  # the replica of sticky balancing
+        body = cast(Any, self.payloads.body(item))  # bytes; typed as str by Locust
         remaining_s = max(0.001, scheduled_s + began_s + traffic.timeout_s - sent_s)
         status, record, error, reason = 0, None, None, ""
         with (
@@ -117,7 +122,7 @@ class Shots:
         ):
             status = response.status_code
             replied_s = time.monotonic()
-            record = response.headers.get("x-rung-record") if status == 200 else None
+            record = response.headers.get("x-rung-record") if status > 0 else None
             if status != 200:
                 error = GAVE_UP if _timed_out(response.error) else str(response.error or f"HTTP {status}")
                 reason = _reason(response.content)
@@ -238,12 +243,16 @@ def _ready(environment: Any, **_: Any) -> None:
     if isinstance(environment.runner, MasterRunner):
         environment.rung_unfinished = 0
         environment.runner.register_message("rung_finished", _on_finished)
+    # gevent counts from the time at which it last looked: without this --run-time would begin before all of the above.
+    gevent.get_hub().loop.update_now()
 
 
 @events.test_start.add_listener
 def _start(environment: Any, **_: Any) -> None:
     runner, shots = environment.runner, _shots(environment)
     began_s = time.monotonic() + LEAD_S
+    if shots.rows_path is not None and not isinstance(runner, WorkerRunner):
+        write_atomically(shots.rows_path.with_suffix(raw_rows.BEGAN), repr(began_s))
     if isinstance(runner, MasterRunner):
         traffic = shots.stage.traffic
         # A worker that has no user never finishes, and is not waited for.

@@ -1,19 +1,21 @@
 """Rows as the load generator notes them, and the records that they become.
 
-Locust: rows-<worker>.parquet ┐
-replica: GET /batches         ├──▶ Records
-launcher: start and ready     ┘
+Locust: rows-<worker>.parquet          ┐
+replica or gateway: GET /batches       ├──▶ Records
+launcher: who lived from when to when  ┘
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from stages.records import BATCHES, REPLICAS, REQUESTS, Records
+from reference_apps.launchers.member import Life
+from stages.records import BATCHES, REASONS, REPLICAS, REQUESTS, Records
 
 SCHEMA: dict[str, type[pl.DataType]] = {
     "request": pl.Int64,
@@ -23,11 +25,13 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "replied_s": pl.Float64,
     "status": pl.Int64,
     "reason": pl.String,
-    "record": pl.String,  # the header x-rung-record of an answer
+    "record": pl.String,  # the header x-rung-record of an answer, or of a gateway's refusal
     "error": pl.String,
 }
 
+Batch = tuple[int, int, float, float, int]  # replica, batch, started_s, finished_s, batch_size; monotonic times
 
+BEGAN = ".began"  # the suffix of the file in which Locust says when its schedule begins, in monotonic seconds
 GAVE_UP = "the client gave up"  # in the column `error`: no answer before the client's own timeout
 
 
@@ -59,42 +63,65 @@ def read(stem: Path, workers: int = 1) -> Fired:
 
 
 def to_records(
-    fired: Fired, batches: list[tuple[int, int, float, float, int]], device: str, window_s: float
+    fired: Fired,
+    batches: Iterable[Batch],
+    window_s: float,
+    device_of: Callable[[int], str],
+    lives: Sequence[Life] = (),
 ) -> Records:
-    """Records of a run from what it left.
+    """Records of a run from what it left; monotonic times become seconds from the beginning of the schedule.
 
-    `batches` are rows (replica, batch, started_s, finished_s, batch_size) in monotonic time; times become seconds
-    from the beginning of the schedule.
+    `batches` are those that replicas told of; what only answers tell of is added. `lives` are of the replicas that are
+    known to have been there; any other has the device that `device_of` says, and the whole run.
     """
     began_s = fired.began_s
     requests = (
         fired.rows.with_columns(
-            *(_field(name).cast(pl.Int64).alias(name) for name in ("replica", "batch", "batch_size")),
+            *(_field(name).cast(pl.Int64).alias(name) for name in ("replica", "batch", "batch_size", "tries")),
             *(
                 (_field(name).cast(pl.Float64) - began_s).alias(name)
-                for name in ("arrived_s", "started_s", "finished_s")
+                for name in ("gateway_in_s", "arrived_s", "started_s", "finished_s", "gateway_out_s")
             ),
             _outcome().alias("outcome"),
         )
         .with_columns(_reason().alias("reason"))
         .select([pl.col(name).cast(dtype) for name, dtype in REQUESTS.items()])
     )
-    frame = pl.DataFrame(batches, schema=BATCHES, orient="row").with_columns(
+    told = {(row[0], row[1]): row for row in [*answered_batches(fired), *batches]}
+    frame = pl.DataFrame(sorted(told.values()), schema=BATCHES, orient="row").with_columns(
         pl.col("started_s") - began_s, pl.col("finished_s") - began_s
     )
     end_s = max([window_s, *(requests["replied_s"].drop_nulls().to_list())])
-    replicas = pl.DataFrame(
-        [(replica, device, 0.0, 0.0, end_s) for replica in sorted(set(frame["replica"].to_list())) or [0]],
-        schema=REPLICAS,
-        orient="row",
-    )
-    return Records(requests, frame.sort("replica", "batch"), replicas, window_s)
+    seen = sorted(set(frame["replica"].to_list()))
+    replicas = pl.DataFrame(_lives(seen, lives, device_of, began_s, end_s), schema=REPLICAS, orient="row")
+    return Records(requests, frame, replicas, window_s)
 
 
-def answered_batches(fired: Fired) -> list[tuple[int, int, float, float, int]]:
-    """The batches that answers came from, as `to_records` takes them: all that is known when a replica is gone."""
+def _lives(
+    seen: list[int], lives: Sequence[Life], device_of: Callable[[int], str], began_s: float, end_s: float
+) -> list[tuple[int, str, float, float | None, float]]:
+    """Rows of the replicas that were there during the run, in seconds from its beginning."""
+    rows = [
+        (
+            life.replica,
+            life.device,
+            life.started_s - began_s,
+            None if life.ready_s is None else life.ready_s - began_s,
+            end_s if life.stopped_s is None else min(end_s, life.stopped_s - began_s),
+        )
+        for life in lives
+        if (life.stopped_s is None or life.stopped_s > began_s) and life.started_s < began_s + end_s
+    ]
+    known = {row[0] for row in rows}
+    others = [number for number in seen if number not in known] or ([] if rows else [0])
+    rows += [(number, device_of(number), 0.0, 0.0, end_s) for number in others]
+    return sorted(rows, key=lambda row: row[:3])
+
+
+def answered_batches(fired: Fired) -> list[Batch]:
+    """The batches that answers came from: all that is known of a replica that is gone."""
     fields = [_field(name).cast(dtype).alias(name) for name, dtype in BATCHES.items()]
-    return fired.rows.filter(pl.col("record").is_not_null()).select(fields).unique().rows()
+    return fired.rows.select(fields).filter(pl.col("batch").is_not_null()).unique().rows()
 
 
 def _field(name: str) -> pl.Expr:
@@ -115,13 +142,15 @@ def _outcome() -> pl.Expr:
 
 
 def _reason() -> pl.Expr:
-    known = ["queue_full", "deadline", "draining", "bad_input", "model_error"]
+    status = pl.col("status")
     return (
-        pl.when(pl.col("status") == 200)
+        pl.when(status == 200)
         .then(pl.lit(""))
-        .when(pl.col("reason").is_in(known))
+        .when((status > 0) & pl.col("reason").is_in([reason for reason in REASONS if reason]))
         .then(pl.col("reason"))
         .when(pl.col("error") == GAVE_UP)
         .then(pl.lit("client_timeout"))
+        .when((status >= 400) & (status < 500))
+        .then(pl.lit("bad_input"))
         .otherwise(pl.lit("connection"))
     )

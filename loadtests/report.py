@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from loadtests.shares import Share, print_shares, shares
 from loadtests.wording import METRICS, constants, listed, number, shown, shown_error, shown_spread
 from simulator import plots
 from simulator.plot_frame import png
@@ -57,6 +58,7 @@ class Run:
     void: str | None
     measured: Records
     predicted: Records
+    pace: float = 1.0  # of the device around the run, against its calibration; see loadtests/pace.py
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,11 @@ class Comparison:
     @property
     def loads(self) -> list[float]:
         return sorted({run.load for run in self.runs})
+
+    @property
+    def shares(self) -> list[Share]:
+        """Who served what; empty with one replica."""
+        return shares(_by_load(self.runs))
 
     @property
     def void_runs(self) -> list[Run]:
@@ -209,6 +216,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
                 Text(shown_spread(row.metric, row.spread_low, row.spread_high), style="dim"),
             )
     console.print(table)
+    print_shares(comparison.shares, console)
     for line in (LEGEND, "", result_in_words(comparison), *_notes(comparison)):
         console.print(line, markup=False, highlight=False)
 
@@ -243,6 +251,8 @@ def document(comparison: Comparison, report: Path) -> dict[str, Any]:
         "seed": comparison.stage.traffic.seed,
         "result": result_in_words(comparison),
         "caveats": comparison.caveats,
+        "shares": [asdict(share) for share in comparison.shares],
+        "paces": [{"load": run.load, "repeat": run.repeat, "pace": run.pace} for run in comparison.runs],
         "void_runs": [{"load": run.load, "repeat": run.repeat, "why": run.void} for run in comparison.void_runs],
         "curve": comparison.curve,
         "calibration": comparison.calibration.model_dump(),

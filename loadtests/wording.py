@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.calibration import Calibration
+from stages.calibration import Calibration, GatewayCosts
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,12 @@ def listed(parts: Sequence[str]) -> str:
 def constants(calibration: Calibration) -> list[tuple[str, str]]:
     """The calibration for people: what each constant is, and its value."""
     host = calibration.host
+    devices = {"": calibration.service_times}
+    devices |= {f", {device}": times for device, times in calibration.other_devices.items()}
     swept = [
-        (f"device time of a batch of {times.batch_size}", _quantiles(times.quantiles_s))
-        for times in calibration.service_times
+        (f"device time of a batch of {times.batch_size}{device}", _quantiles(times.quantiles_s))
+        for device, of_one in devices.items()
+        for times in of_one
     ]
     return [
         *(swept or [("device time of a batch", "as the device catalogue's row for this profile says")]),
@@ -84,6 +87,19 @@ def constants(calibration: Calibration) -> list[tuple[str, str]]:
         ("a batch ends → the next one starts, when work waits", f"{1e3 * host.between_batches_s:.3f} ms"),
         ("a batch ends → the first of its answers is back", _quantiles(host.reply_quantiles_s)),
         ("each further answer of the same batch", f"{1e3 * host.reply_per_item_s:.3f} ms"),
+        *_of_gateway(calibration.gateway),
+    ]
+
+
+def _of_gateway(gateway: GatewayCosts | None) -> list[tuple[str, str]]:
+    if gateway is None:
+        return []
+    return [
+        ("scheduled send → read by the gateway", _quantiles(gateway.send_quantiles_s)),
+        ("read by the gateway → in the replica's queue", _quantiles(gateway.forward_quantiles_s)),
+        ("a batch ends → the first of its answers is at the gateway", _quantiles(gateway.back_quantiles_s)),
+        ("an answer is at the gateway → it is back", _quantiles(gateway.reply_quantiles_s)),
+        ("the gateway's processor time for a request", f"{1e3 * gateway.busy_s:.3f} ms"),
     ]
 
 

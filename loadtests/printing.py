@@ -1,0 +1,59 @@
+"""What the verbs of loadtests print for people, and as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from loadtests import policies, report
+from loadtests.report import Comparison
+from stages.calibration import Calibration
+from stages.terminal import err, out, print_json
+
+
+def print_comparisons(found: dict[str, Comparison], folder: Path, json_: bool) -> None:
+    """One comparison, under the name "", or one a policy: as JSON, or tables and where the reports are."""
+    comparison = found.get("")
+    if json_:
+        page = folder / "report.html"
+        print_json(report.document(comparison, page) if comparison else policies.document(found, folder))
+    elif comparison is not None:
+        report.print_table(comparison, out)
+        out.print(f"Report: {folder / 'report.html'}")
+    else:
+        policies.print_table(found, out)
+        out.print(f"A report for each policy, and policies.json: {folder}")
+
+
+def print_metrics(metrics: dict[str, float], title: str) -> None:
+    """A table of every metric."""
+    table = Table("metric", "value", title=title)
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4g}")
+    out.print(table)
+
+
+def print_calibration(calibration: Calibration) -> None:
+    """Device times, a table a device, and the medians of what the host takes."""
+    devices = {calibration.device: calibration.service_times, **calibration.other_devices}
+    for device, swept in devices.items():
+        title = f"{calibration.stage} on {device}"
+        table = Table("batch size", "service time, ms", "least", "most", title=title)
+        for times in swept:
+            least, most = times.quantiles_s[0], times.quantiles_s[-1]
+            table.add_row(*(str(times.batch_size), *(f"{1e3 * t:.3f}" for t in (times.mean_s, least, most))))
+        out.print(table)
+    host = calibration.host
+    middle = len(host.send_quantiles_s) // 2
+    out.print(
+        f"Host, median ms: send {1e3 * host.send_quantiles_s[middle]:.3f}, wake {1e3 * host.wake_s:.3f}, "
+        f"between batches {1e3 * host.between_batches_s:.3f}, reply {1e3 * host.reply_quantiles_s[middle]:.3f}, "
+        f"each further answer {1e3 * host.reply_per_item_s:.3f}"
+    )
+    if (gateway := calibration.gateway) is not None:
+        hops = ("send", "forward", "back", "reply")
+        medians = [sorted(getattr(gateway, f"{hop}_quantiles_s")) for hop in hops]
+        told = ", ".join(f"{hop} {1e3 * q[len(q) // 2]:.3f}" for hop, q in zip(hops, medians, strict=True))
+        out.print(f"Gateway, median ms: {told}, processor time of a request {1e3 * gateway.busy_s:.3f}")
+    err.print(f"Measured on {calibration.machine}.", highlight=False)

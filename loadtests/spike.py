@@ -1,0 +1,219 @@
+"""Runs both worlds through a spike and holds them against each other over time.
+
+    shape ─▶ a seeded schedule ─┬─▶ Locust against the real stack, its autoscaler at work     ─▶ Records ─┐
+    calibration ────────────────┴─▶ simulate                                                 ─▶ Records ─┤
+                                             rows, one time axis (spike_report.py, simulator/time_plots.py) ◀┘
+
+Every real run begins with a stack that was just started, because a fleet that has scaled is another one. A prediction
+is made from the stage, the schedule and the calibration; it never sees the run that it is judged on.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loadtests import scaling_rows
+from loadtests.calibrate import Launch, machine
+from loadtests.checks import why_void
+from loadtests.compare import least_service_s
+from loadtests.load import Loaded, fire
+from loadtests.shapes import constant
+from loadtests.tending import tended
+from reference_apps.launchers.launcher import Launcher
+from reference_apps.launchers.process import ProcessLauncher
+from simulator.run import beyond_calibration, capacity_rps, simulate
+from stages import records
+from stages.calibration import Calibration
+from stages.calibration import read as read_calibration
+from stages.calibration import write as write_calibration
+from stages.records import Records
+from stages.spec import Stage, device_label, load_stage, stage_toml
+from stages.traffic import schedule
+
+# A void run is repeated at once, so many times at most; a short one is not.
+VOID_RETRIES = 1
+WARM_UP_S = 2.0
+Progress = Callable[[str, float, float], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often, and what the report is to say of it."""
+
+    repeat: int
+    shape: str  # in words
+    base_rps: float
+    short: bool  # too short for the figures to be quoted
+
+
+@dataclass(frozen=True)
+class Run:
+    """One real run and the prediction for its schedule. `void` says why not to trust it; repeats count from 0."""
+
+    repeat: int
+    void: str | None
+    measured: Records
+    predicted: Records
+
+
+@dataclass(frozen=True)
+class Spiked:
+    """What a report is made of. `stage` is the stage under its spike."""
+
+    stage: Stage
+    shape: str
+    base_rps: float
+    capacity_rps: float  # of the fleet as it starts
+    runs: list[Run]
+    caveats: list[str]
+    machine: str
+    command: str
+    made_at: str
+    short: bool
+
+    @property
+    def sound(self) -> list[Run]:
+        """The runs that may be trusted; all of them where none may."""
+        return [run for run in self.runs if run.void is None] or self.runs
+
+
+def spike(
+    point: Stage,
+    calibration: Calibration,
+    plan: Plan,
+    folder: Path,
+    *,
+    command: str,
+    launch: Launch = ProcessLauncher,
+    on_progress: Progress = lambda *_: None,
+) -> Spiked:
+    """Measures and predicts the stage under its spike; records and logs are left in `folder`.
+
+    Raises LaunchError when the stack does not start or cannot be kept up, LoadError when the load generator fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stage.toml").write_text(stage_toml(point), encoding="utf-8")
+    write_calibration(calibration, folder / "calibration.json")
+    about = {
+        **asdict(plan),
+        "command": command,
+        "machine": machine(),
+        "made_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    }
+    (folder / "about.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+    predicted = simulate(point, schedule(point.traffic), calibration=calibration)
+    runs, duration_s = [], point.traffic.duration_s
+    for repeat in range(plan.repeat):
+
+        def on_second(gone_s: float, repeat: int = repeat) -> None:
+            done_s = repeat * duration_s + min(gone_s, duration_s)
+            on_progress(f"{point.name}: {plan.shape}", done_s, plan.repeat * duration_s)
+
+        retries = 0 if plan.short else VOID_RETRIES
+        measured, void = _run(point, calibration, folder / f"run-{repeat + 1}", launch, retries, on_second)
+        runs.append(Run(repeat, void, measured, predicted))
+    records.write(predicted, folder / "predicted")
+    return _result(point, calibration, runs, about)
+
+
+def again(folder: Path, calibration: Calibration | None = None) -> Spiked:
+    """A spike's run folder with its real runs as they were, predicted anew by the simulator of today.
+
+    `calibration` stands in for the folder's own. Raises OSError or ValueError when the folder holds no spike.
+    """
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    point = load_stage(folder / "stage.toml")
+    calibration = calibration or read_calibration(folder / "calibration.json")
+    predicted = simulate(point, schedule(point.traffic), calibration=calibration)
+    runs = []
+    for repeat in range(about["repeat"]):
+        path = folder / f"run-{repeat + 1}"
+        void = json.loads((path / "check.json").read_text(encoding="utf-8"))["void"]
+        runs.append(Run(repeat, void, records.read(path / "measured"), predicted))
+    records.write(predicted, folder / "predicted")
+    write_calibration(calibration, folder / "calibration.json")
+    return _result(point, calibration, runs, about)
+
+
+def _result(point: Stage, calibration: Calibration, runs: list[Run], about: dict[str, Any]) -> Spiked:
+    return Spiked(
+        stage=point,
+        shape=about["shape"],
+        base_rps=about["base_rps"],
+        capacity_rps=capacity_rps(point, calibration),
+        runs=runs,
+        caveats=list(dict.fromkeys([*calibration.caveats, *beyond_calibration(point, calibration)])),
+        machine=about["machine"],
+        command=about["command"],
+        made_at=about["made_at"],
+        short=about["short"],
+    )
+
+
+def _run(
+    point: Stage,
+    calibration: Calibration,
+    folder: Path,
+    launch: Launch,
+    retries: int,
+    on_second: Callable[[float], None],
+) -> tuple[Records, str | None]:
+    """The record of one real run, and why it must not be trusted. It is repeated while it is void."""
+    for _ in range(1 + retries):
+        loaded = _measured(point, calibration, folder, launch, on_second)
+        void = why_void(loaded.check, least_service_s(calibration))
+        if void is None:
+            break
+    check = asdict(loaded.check) | {"void": void}
+    (folder / "check.json").write_text(json.dumps(check, indent=2), encoding="utf-8")
+    records.write(loaded.records, folder / "measured")
+    return loaded.records, void
+
+
+def _measured(
+    point: Stage, calibration: Calibration, folder: Path, launch: Launch, on_second: Callable[[float], None]
+) -> Loaded:
+    """One real run of the schedule, on a stack of its own."""
+    with launch(point, folder / "stack") as launcher:
+        warm_up = constant(point, 0.5 * capacity_rps(point, calibration), WARM_UP_S)
+        _fire(warm_up, launcher, folder / "warm-up")
+        with tended(launcher) as tending:
+            began_s = 0.0
+
+            def on_begin(at_s: float) -> None:
+                nonlocal began_s
+                began_s = at_s
+                tending.begin(at_s)
+
+            def on_look(gone_s: float) -> None:
+                tending.check()
+                on_second(gone_s)
+
+            loaded = _fire(point, launcher, folder, on_begin, on_look)
+        end_s = loaded.records.replicas["stopped_s"].max()
+        scaling = scaling_rows.read(launcher.folder, began_s, float(end_s))  # type: ignore[arg-type]
+    return Loaded(replace(loaded.records, scaling=scaling), loaded.check)
+
+
+def _fire(
+    stage: Stage,
+    launcher: Launcher,
+    folder: Path,
+    on_begin: Callable[[float], None] = lambda _: None,
+    on_second: Callable[[float], None] = lambda _: None,
+) -> Loaded:
+    return fire(
+        stage,
+        launcher.url,
+        folder,
+        device=device_label(stage),
+        pids=lambda: launcher.pids,
+        lives=launcher.lives,
+        on_begin=on_begin,
+        on_second=on_second,
+    )
