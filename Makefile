@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check measured bench-simulator bench-device clean
+.PHONY: help setup demo test check measured bench-simulator bench-device bench-gateway clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,13 +18,13 @@ demo: .venv/ready  ## load a real service, predict it, compare the two: about a 
 	@$(BIN)/rung compare micro-batched --short --loads 0.2,0.5,0.8,0.95,1.2 --repeat 2 --out runs/demo
 
 test: .venv/ready-dev  ## run the tests, as CI does: within 10 minutes on 2 cores
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 3 --dist loadgroup
 
 check: .venv/ready-dev  ## style, types, tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 3 --dist loadgroup
 
 measured: .venv/ready  ## make the results under stages/*/measured anew: about an hour on a quiet machine
 	@$(BIN)/python -m loadtests.measured
@@ -34,6 +34,9 @@ bench-simulator: .venv/ready-dev  ## simulated requests per second, as a ratio t
 
 bench-device: .venv/ready-dev  ## how exactly an emulated device keeps its pace
 	@$(BIN)/python -m tests.benchmarks.bench_device
+
+bench-gateway: .venv/ready-dev  ## what the gateway costs, as ratios to the replica directly and to haproxy
+	@$(BIN)/python -m tests.benchmarks.bench_gateway
 
 clean:  ## remove .venv, runs and caches
 	rm -rf .venv runs build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Small cases worked by hand: who arrives when, and which batches must leave. Both worlds' batchers are driven by them.
+"""Small cases worked by hand, which drive both worlds: which batches must leave, and which replicas are tried.
 
 All times are multiples of 1/64 s, so that floats are exact. At the very moment at which a batch leaves, requests
 arrive first: they ride along where there is room, and find the queue full where there is none.
@@ -6,7 +6,8 @@ arrive first: they ride along where there is room, and find the queue full where
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -187,5 +188,97 @@ CASES = (
         deadline_s=0.5,
         batches=((0.0, (0,)), (1.0, (2, 3))),
         expired=(1,),
+    ),
+)
+
+
+Ends = tuple[tuple[int, ...], str]  # (replicas in the order in which they were tried, what the client is told)
+
+
+@dataclass(frozen=True)
+class GatewayCase:
+    """Requests of one client, one a second: each has its end before the next. "" is an answer, the rest are reasons."""
+
+    name: str
+    scripts: tuple[tuple[str, ...], ...]  # replica → how each try there ends, in order; the last for ever
+    ends: tuple[Ends, ...]  # of each request
+    gateway: dict[str, Any] = field(default_factory=dict)  # on top of taking turns, without an ejection
+    keys: tuple[str, ...] = ()  # of the requests; as many different ones where there are none
+
+
+GOOD, FULL, LOST = ("",), ("queue_full",), ("upstream_lost",)
+
+GATEWAY_CASES = (
+    GatewayCase("turns are taken", (GOOD, GOOD, GOOD), (((0,), ""), ((1,), ""), ((2,), ""), ((0,), ""))),
+    GatewayCase("a full replica's request goes to the next", (FULL, GOOD), (((0, 1), ""), ((0, 1), ""))),
+    GatewayCase(
+        "when all are full the client is told so",
+        (FULL, FULL, FULL),
+        (((0, 1), "queue_full"), ((2, 0), "queue_full")),
+    ),
+    GatewayCase(
+        "as many further tries as the stage says, each elsewhere",
+        (FULL, FULL, FULL),
+        (((0, 1, 2), "queue_full"),),
+        gateway={"retries_max": 5},
+    ),
+    GatewayCase("no further try where none is allowed", (LOST, GOOD), (((0,), "upstream_lost"),), {"retries_max": 0}),
+    GatewayCase(
+        "what was lost is computed once more",
+        (LOST, GOOD, ("draining",)),
+        (((0, 1), ""), ((2, 0), "upstream_lost")),
+    ),
+    GatewayCase(
+        "a connection that is refused reads as lost to the client",
+        (("connection",), ("connection", "")),
+        (((0, 1), "upstream_lost"), ((0, 1), "")),
+    ),
+    GatewayCase(
+        "nobody repeats a missed deadline or a failing model",
+        (("deadline",), ("model_error",)),
+        (((0,), "deadline"), ((1,), "model_error")),
+    ),
+    GatewayCase(
+        "failures in a row eject, for a time, and one more does so again",
+        (("upstream_lost", "upstream_lost", "model_error", ""), GOOD),
+        (
+            ((0,), "upstream_lost"),
+            ((1,), ""),
+            ((0,), "upstream_lost"),  # at 2 s, and back at 2 1/8 s: out until 5 1/8 s
+            ((1,), ""),
+            ((1,), ""),
+            ((1,), ""),
+            ((0,), "model_error"),  # at 6 s: out until 9 1/8 s
+            ((1,), ""),
+            ((1,), ""),
+            ((1,), ""),
+            ((0,), ""),
+        ),
+        gateway={"retries_max": 0, "eject_after": 2, "eject_s": 3.0},
+    ),
+    GatewayCase(
+        "a full queue ejects nobody",
+        (FULL, GOOD),
+        (((0,), "queue_full"), ((1,), ""), ((0,), "queue_full")),
+        gateway={"retries_max": 0, "eject_after": 1},
+    ),
+    GatewayCase(
+        "with all ejected there is nobody",
+        (LOST, LOST),
+        (((0,), "upstream_lost"), ((1,), "upstream_lost"), ((), "no_replica")),
+        gateway={"retries_max": 0, "eject_after": 1, "eject_s": 60.0},
+    ),
+    GatewayCase(
+        "the budget ends retries: three in ten seconds, and a share of the requests",
+        (FULL, FULL),
+        (*[((n % 2, 1 - n % 2), "queue_full") for n in (0, 0, 0)], ((0,), "queue_full"), ((1,), "queue_full")),
+        gateway={"retry_budget_share": 0.2},
+    ),
+    GatewayCase(
+        "a key keeps its replica, and moves while that one is out",
+        (("", "", "upstream_lost", ""), GOOD),
+        (((0,), ""), ((0,), ""), ((0, 1), ""), ((1,), ""), ((1,), ""), ((1,), ""), ((0,), "")),  # out until 5 1/8 s
+        gateway={"policy": "sticky", "eject_after": 1, "eject_s": 3.0, "sticky_load_bound": 100.0},
+        keys=("7",) * 7,
     ),
 )

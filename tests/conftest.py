@@ -20,7 +20,9 @@ import httpx
 import psutil
 import pytest
 
-from reference_apps.launchers.process import ProcessLauncher, ReplicaProcess
+from reference_apps.launchers import docker_engine, docker_image
+from reference_apps.launchers.member import LaunchError, Member
+from reference_apps.launchers.process import ProcessLauncher
 from stages.spec import Stage, load_stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +35,7 @@ class Served:
 
     stage: Stage
     folder: Path
-    replica: ReplicaProcess
+    replica: Member
 
     @property
     def url(self) -> str:
@@ -41,7 +43,7 @@ class Served:
 
     @property
     def pid(self) -> int:
-        return self.replica.process.pid
+        return self.replica.pid
 
     def client(self) -> httpx.Client:
         """A client of this replica that asks no proxy."""
@@ -64,6 +66,38 @@ def micro_batched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The stage micro-batched, shared: tests look at what is added to its counts."""
     with serving("micro-batched", tmp_path_factory.mktemp("micro-batched")) as served:
         yield served
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Any]:
+    """A Docker engine that answers, with the image of these very files. Its tests carry the marker `docker`."""
+    try:
+        client = docker_engine.connect()
+    except LaunchError as error:
+        pytest.skip(str(error))
+    with contextlib.closing(client):
+        docker_image.ours(client, docker_image.say)
+        yield client
+        docker_engine.sweep(client)  # what a failed test's supervisor left
+
+
+@pytest.fixture(scope="session")
+def nginx_image(engine: Any) -> str:
+    """The name of nginx's image, which is there."""
+    try:
+        docker_image.nginx(engine, docker_image.say)
+    except LaunchError as error:
+        pytest.skip(str(error))
+    return docker_image.NGINX_IMAGE
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may not run beside each other goes to one worker: the tests of a file, which share what they started, and
+    those with containers, which share an engine."""
+    for item in items:
+        group = "docker" if item.get_closest_marker("docker") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(wrapper=True)

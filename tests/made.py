@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from hypothesis import strategies as st
 
-from stages.calibration import Calibration, HostCosts, ServiceTimes
+from stages.calibration import Calibration, GatewayCosts, HostCosts, ServiceTimes
+from stages.fleet import Policy
 from stages.spec import Stage, parse_stage
 from stages.traffic import Schedule
 
@@ -48,6 +49,7 @@ def a_schedule(arrivals_s: list[float]) -> Schedule:
     return Schedule(times_s, np.zeros(times_s.size, dtype=np.int64), max(1.0, times_s.max(initial=0.0)))
 
 
+POLICIES = get_args(Policy)
 GRID_S = 1 / 64  # sums of multiples of it are exact, so that ties are ties whichever way they are reached
 
 
@@ -81,3 +83,35 @@ def random_runs(draw: st.DrawFn, *, largest: int = 6, refusing: bool = True) -> 
     gaps_s = draw(st.lists(st.just(0.0) | times(30), min_size=count, max_size=count))
     stage = a_stage(batching=batching, admission=admission, traffic=timeout)
     return stage, a_schedule(np.cumsum(gaps_s).tolist()), a_calibration(service_s, **host)
+
+
+@st.composite
+def random_fleets(draw: st.DrawFn, *, refusing: bool = True) -> Run:
+    """A stage with a gateway before one to four replicas, a schedule and costs; every time is a multiple of GRID_S.
+
+    Nobody is refused, gives up or is waited for in vain unless `refusing`.
+    """
+    stage, schedule, calibration = draw(random_runs(largest=4, refusing=refusing))
+    gateway: dict[str, Any] = {"policy": draw(st.sampled_from(POLICIES)), "upstream_timeout_s": 3600.0}
+    if refusing:
+        gateway |= {
+            "max_in_flight": draw(st.integers(4, 40)),
+            "connections_per_replica": draw(st.integers(4, 20)),
+            "retries_max": draw(st.integers(0, 3)),
+            "upstream_timeout_s": draw(times(300, 64)),
+        }
+    costs = GatewayCosts(
+        send_quantiles_s=(draw(times(3)),),
+        forward_quantiles_s=(draw(times(3)),),
+        back_quantiles_s=(draw(times(3)),),
+        reply_quantiles_s=(draw(times(3)),),
+        busy_s=2 * draw(times(2)),
+    )
+    stage = a_stage(
+        fleet={"replicas": draw(st.integers(1, 4))},
+        gateway=gateway,
+        admission=stage.admission.model_dump(),
+        batching=stage.batching.model_dump(),
+        traffic={"timeout_s": stage.traffic.timeout_s if refusing else 3600.0},
+    )
+    return stage, schedule, calibration.model_copy(update={"gateway": costs})

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
+import polars as pl
 import pytest
 
-from loadtests import calibrate
+from loadtests import calibrate, costs
+from loadtests.checks import SelfCheck
+from loadtests.load import Loaded
 from simulator.device import open_device
-from simulator.run import simulate
+from simulator.run import capacity_rps, simulate
 from stages import catalogue
-from stages.calibration import Calibration
+from stages.calibration import Calibration, GatewayCosts
+from stages.fleet import Fleet, Gateway
 from stages.records import Records
-from stages.spec import device_label, load_stage
+from stages.spec import Stage, device_label, load_stage, of_replica
 from stages.traffic import Schedule
 from tests.made import a_calibration, a_stage
 
@@ -51,22 +60,22 @@ def low_load() -> Records:
 
 
 def test_service_times_are_those_of_the_sweep(sweep: Records) -> None:
-    found = {times.batch_size: times.mean_s for times in calibrate.service_times(sweep)}
+    found = {times.batch_size: times.mean_s for times in costs.service_times(sweep)}
     assert found == pytest.approx({n: q[0] for n, q in SERVICE_S.items()}, abs=1e-7)
 
 
 def test_a_size_seen_too_rarely_is_left_out() -> None:
     rare = fired([0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.2], calibrate.GATHER_S)
-    assert [times.batch_size for times in calibrate.service_times(rare)] == [1]
+    assert [times.batch_size for times in costs.service_times(rare)] == [1]
 
 
 def test_host_costs_are_found(sweep: Records, low_load: Records) -> None:
-    costs = calibrate.host_costs(STAGE, sweep, low_load)
-    assert costs.send_quantiles_s == pytest.approx([SEND_S] * calibrate.QUANTILES, abs=1e-6)
-    assert costs.reply_quantiles_s == pytest.approx([REPLY_S] * calibrate.QUANTILES, abs=1e-6)
-    assert costs.wake_s == pytest.approx(WAKE_S, abs=1e-6)
-    assert costs.between_batches_s == pytest.approx(BETWEEN_S, abs=1e-6)
-    assert costs.reply_per_item_s == pytest.approx(PER_ITEM_S, abs=1e-6)
+    found = costs.host_costs(STAGE, sweep, low_load)
+    assert found.send_quantiles_s == pytest.approx([SEND_S] * costs.QUANTILES, abs=1e-6)
+    assert found.reply_quantiles_s == pytest.approx([REPLY_S] * costs.QUANTILES, abs=1e-6)
+    assert found.wake_s == pytest.approx(WAKE_S, abs=1e-6)
+    assert found.between_batches_s == pytest.approx(BETWEEN_S, abs=1e-6)
+    assert found.reply_per_item_s == pytest.approx(PER_ITEM_S, abs=1e-6)
 
 
 def test_a_prediction_from_the_found_costs_is_the_run(sweep: Records, low_load: Records) -> None:
@@ -75,8 +84,8 @@ def test_a_prediction_from_the_found_costs_is_the_run(sweep: Records, low_load: 
         **(
             KNOWN.model_dump()
             | {
-                "service_times": calibrate.service_times(sweep),
-                "host": calibrate.host_costs(STAGE, sweep, low_load),
+                "service_times": costs.service_times(sweep),
+                "host": costs.host_costs(STAGE, sweep, low_load),
             }
         )
     )
@@ -85,6 +94,145 @@ def test_a_prediction_from_the_found_costs_is_the_run(sweep: Records, low_load: 
     truth = simulate(STAGE, schedule, calibration=KNOWN).requests
     predicted = simulate(STAGE, schedule, calibration=found).requests
     assert np.abs((truth["replied_s"] - predicted["replied_s"]).to_numpy()).max() < 1e-4
+
+
+# ---- with a gateway ------------------------------------------------------------------------------------------
+
+KNOWN_GATEWAY = GatewayCosts(
+    send_quantiles_s=(0.0009,),
+    forward_quantiles_s=(0.0008,),
+    back_quantiles_s=(0.0007,),
+    reply_quantiles_s=(0.0005,),
+    busy_s=0.0006,
+)
+FRONTED = a_stage(
+    batching={"max_batch_size": 4, "batch_wait_timeout_s": 0.005},
+    admission={"max_queue_length": 64},
+    gateway={"policy": "round-robin"},
+)
+
+
+def fronted(gaps_s: np.ndarray, stage: Stage = FRONTED, gateway: GatewayCosts = KNOWN_GATEWAY) -> Records:
+    """The record of a run through a gateway of those costs."""
+    times_s = np.cumsum(gaps_s)
+    schedule = Schedule(times_s, np.zeros(times_s.size, dtype=np.int64), float(times_s[-1]) + 1)
+    return simulate(stage, schedule, calibration=KNOWN.model_copy(update={"gateway": gateway}))
+
+
+def test_gateway_costs_are_found() -> None:
+    light = fronted(np.random.default_rng(5).exponential(0.05, 400))
+    found = costs.gateway_costs(light, KNOWN_GATEWAY.busy_s)
+    for hop in ("send", "forward", "back", "reply"):
+        quantiles_s = getattr(found, f"{hop}_quantiles_s")
+        assert len(quantiles_s) == costs.QUANTILES
+        assert quantiles_s[0] == pytest.approx(getattr(KNOWN_GATEWAY, f"{hop}_quantiles_s")[0], abs=1e-6)
+        assert np.median(quantiles_s) == pytest.approx(getattr(KNOWN_GATEWAY, f"{hop}_quantiles_s")[0], abs=1e-6)
+    assert found.busy_s == KNOWN_GATEWAY.busy_s
+
+
+def test_a_gateway_that_tells_no_times_is_one_hop_each_way() -> None:
+    light = fronted(np.random.default_rng(5).exponential(0.05, 400))
+    silent = light.requests.with_columns(gateway_in_s=pl.lit(None, pl.Float64), gateway_out_s=pl.lit(None, pl.Float64))
+    found = costs.gateway_costs(dataclasses.replace(light, requests=silent), 0.0)
+    assert found.send_quantiles_s == found.reply_quantiles_s == (0.0,)
+    assert np.median(found.forward_quantiles_s) == pytest.approx(0.0017, abs=1e-6)
+    assert np.median(found.back_quantiles_s) == pytest.approx(0.0012, abs=1e-6)
+
+
+def test_a_prediction_of_a_fleet_from_one_replica_at_low_load_is_the_run() -> None:
+    """Calibrate at 20 requests a second before one replica, predict 600 before three: request by request."""
+    found = costs.gateway_costs(fronted(np.random.default_rng(5).exponential(0.05, 400)), KNOWN_GATEWAY.busy_s)
+    fleet = FRONTED.model_copy(update={"fleet": Fleet(replicas=3)})
+    gaps_s = np.random.default_rng(7).exponential(1 / 600, 3000)
+    truth, predicted = (fronted(gaps_s, fleet, gateway).requests for gateway in (KNOWN_GATEWAY, found))
+    off_s = np.abs((truth["replied_s"] - predicted["replied_s"]).to_numpy())
+    assert np.quantile(off_s, 0.9) < 5e-4
+    assert truth["replica"].n_unique() == 3
+
+
+def test_one_replica_of_each_kind_is_calibrated_and_never_a_fleet() -> None:
+    profiles = ["t4-resnet50-fp16-pytorch", "t4-resnet50-fp32-pytorch"]
+    fleet = {"fleet.replicas": 4, "fleet.profiles": profiles, "overload": True, "gateway.policy": "sticky"}
+    first, second = calibrate.kinds(load_stage("load-balanced", fleet))
+    assert [kind.device.profile for kind in (first, second)] == profiles
+    for kind in (first, second):
+        single = calibrate.alone(kind)
+        assert (single.gateway, single.fleet, single.device) == (None, Fleet(), kind.device)
+    before = calibrate.before_one(first)
+    assert before.fleet == Fleet()
+    assert before.device == first.device
+    assert before.gateway == Gateway(), "whom it chooses does not matter with one replica"
+    assert len(calibrate.kinds(load_stage("micro-batched"))) == 1
+
+
+def test_kept_calibration_depends_on_devices_and_engine_and_not_on_the_policy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RUNG_RUNS", str(tmp_path))
+
+    def path(**overrides: object) -> Path:
+        changes = {name.replace("__", "."): value for name, value in overrides.items()}
+        return calibrate.kept_path(load_stage("load-balanced", {"overload": True} | changes), short=False)
+
+    assert path(gateway__policy="sticky") == path(gateway__max_in_flight=2000) == path(fleet__replicas=4) == path()
+    unequal = ["t4-resnet50-fp16-pytorch", "t4-resnet50-fp32-pytorch"]
+    assert path(gateway__engine="nginx") != path() != path(fleet__profiles=unequal)
+    assert path(fleet__profiles=unequal) == path(fleet__profiles=unequal, fleet__replicas=6)
+
+
+class Fronted:
+    """A launcher whose gateway is this process, or that has none."""
+
+    url, pids = "", ()
+
+    def __init__(self, pid: int | None) -> None:
+        self.gateway = None if pid is None else SimpleNamespace(pid=pid)
+
+
+def test_the_gateways_processor_time_is_what_requests_took_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of three runs, all on a busy machine, the quietest counts: 2.5 s for 400 requests, half a second of it idle."""
+    light = fronted(np.random.default_rng(5).exponential(0.05, 400))
+    clock_s, cpu_s = iter([0.0, 10.0] * 3), iter([1.0, 9.0, 10.0, 12.5, 20.0, 29.0])
+    shares = iter([0.5, 0.2, 0.3])
+    monkeypatch.setattr(calibrate, "time", SimpleNamespace(monotonic=lambda: next(clock_s)))
+    monkeypatch.setattr(calibrate, "_gateway_cpu_s", lambda launcher: next(cpu_s))
+    quiet = SelfCheck(0.0, 0.0, 1.0, 0.1, 0.0)
+    monkeypatch.setattr(
+        calibrate,
+        "fire",
+        lambda *_, **__: Loaded(light, dataclasses.replace(quiet, foreign_cpu_share=next(shares))),
+    )
+    found = calibrate._fire_in_quiet(FRONTED, Fronted(1), tmp_path, lambda _: None, idle_share=0.05)  # type: ignore[arg-type]
+    assert found.gateway_busy_s == pytest.approx(2.0 / 400)
+
+
+def test_processor_time_is_asked_of_the_gateway_and_is_nothing_without_one() -> None:
+    assert calibrate._gateway_cpu_s(Fronted(os.getpid())) > 0.0  # type: ignore[arg-type]
+    assert calibrate._gateway_cpu_s(Fronted(None)) == 0.0  # type: ignore[arg-type]
+    assert calibrate._gateway_cpu_s(Fronted(2**22 + 1)) == 0.0, "it has ended"  # type: ignore[arg-type]
+
+
+def test_an_unequal_fleet_is_calibrated_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kind alone, then one replica behind the gateway: few and short runs, of which the figures are rough."""
+    monkeypatch.setattr(calibrate, "ATTEMPTS", 1)
+    profiles = ["t4-resnet50-fp16-pytorch", "a100-resnet50-tf32-tensorflow"]
+    fleet = {"fleet.profiles": profiles, "overload": True, "batching.max_batch_size": 2, "device.slowdown": 2.0}
+    stage = load_stage("load-balanced", fleet)
+    made = calibrate.calibrate(stage, tmp_path, rounds=6, low_load_duration_s=2.0)
+    first, second = (device_label(of_replica(stage, number)) for number in range(2))
+    assert (made.device, list(made.other_devices)) == (first, [second])
+    for number, label in enumerate((first, second)):
+        profile = catalogue.profiles()[profiles[number]]
+        for times in made.times_of(label):
+            assert times.mean_s >= 2.0 * profile.service_time_s(times.batch_size)
+        assert [times.batch_size for times in made.times_of(label)] == [1, 2]
+    assert made.gateway is not None
+    assert made.gateway.busy_s > 0.0
+    for hop in ("send", "forward", "back", "reply"):
+        assert np.median(getattr(made.gateway, f"{hop}_quantiles_s")) > 0.0
+    assert capacity_rps(stage, made) > 0.0
 
 
 @pytest.mark.parametrize(

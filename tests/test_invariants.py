@@ -10,35 +10,66 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 from simpy import Environment
 
 from simulator import ahead, theory
 from simulator.device import open_device
+from simulator.gateway import Gateway as SimulatedGateway
 from simulator.host import Host
 from simulator.replica import Replica
 from simulator.run import Serve, arrivals, capacity_rps, serve_by_event, simulate
 from stages import traffic
 from stages.calibration import Calibration, HostCosts
+from stages.fleet import Fleet, Gateway
 from stages.records import Records
 from stages.spec import Stage, load_stage, stage_files
-from tests.made import Run, random_runs
+from tests.made import Run, random_fleets, random_runs
 
 PROJECT_STAGES = pytest.mark.parametrize("name", list(stage_files()))
+
+
+REFUSALS = {"queue_full", "deadline", "client_timeout"}
+GATEWAY_REFUSALS = REFUSALS | {"gateway_full", "no_replica", "upstream_timeout"}
 
 
 def check(stage: Stage, calibration: Calibration | None, records: Records) -> None:
     """Every invariant that can be read off a record alone."""
     host = calibration.host if calibration else HostCosts()
-    conserved(records)
+    conserved(records, refusals=REFUSALS if stage.gateway is None else GATEWAY_REFUSALS)
     in_order(records.requests)
     batches_within_limits(stage, records)
-    device_runs_one_at_a_time(records, host)
-    first_in_first_out(records.requests)
-    if stage.admission.deadline_s is None:
-        leaves_the_moment_it_may(stage, host, records)
+    if stage.gateway is None:
+        assert records.requests["tries"].null_count() == records.requests.height
+        assert records.requests["arrived_s"].is_sorted()
+    else:
+        through_the_gateway(stage, records.requests)
+    for replica in records.replicas["replica"]:
+        own = of_replica(records, replica)
+        device_runs_one_at_a_time(own, host)
+        first_in_first_out(own.requests)
+        if nobody_expires(stage) and own.requests.height:
+            leaves_the_moment_it_may(stage, host, own)
 
 
-def conserved(records: Records) -> None:
+def nobody_expires(stage: Stage) -> bool:
+    """Whether no request leaves a replica's queue but for the device: a gateway's patience is a deadline, too."""
+    patient = stage.gateway is None or stage.gateway.upstream_timeout_s >= 3600.0
+    return stage.admission.deadline_s is None and patient
+
+
+def of_replica(records: Records, replica: int) -> Records:
+    """What one replica saw of a run, requests in the order in which they came to it."""
+    batched = records.requests.filter((pl.col("replica") == replica) & pl.col("started_s").is_not_null())
+    return Records(
+        batched.sort("arrived_s", "batch", maintain_order=True),
+        records.batches.filter(pl.col("replica") == replica),
+        records.replicas.filter(pl.col("replica") == replica),
+        records.window_s,
+    )
+
+
+def conserved(records: Records, refusals: set[str]) -> None:
     """Every request has one end; those in batches are those who were started, each in one batch."""
     requests = records.requests
     assert requests["request"].to_list() == list(range(requests.height))
@@ -48,22 +79,50 @@ def conserved(records: Records) -> None:
     started = requests.filter(pl.col("started_s").is_not_null())
     refused = requests.filter(pl.col("started_s").is_null())
     assert started.height == records.batches["batch_size"].sum()
-    assert set(refused["reason"]) <= {"queue_full", "deadline", "client_timeout"}
-    assert set(started["reason"]) <= {"", "client_timeout"}
-    by_batch = started.group_by("batch").len().sort("batch")
-    assert by_batch["batch"].to_list() == records.batches["batch"].to_list()
+    assert set(refused["reason"]) <= refusals
+    assert set(started["reason"]) <= {"", "client_timeout", "upstream_timeout"}
+    by_batch = started.group_by("replica", "batch").len().sort("replica", "batch")
+    assert by_batch.select("replica", "batch").rows() == records.batches.select("replica", "batch").rows()
     assert by_batch["len"].to_list() == records.batches["batch_size"].to_list()
 
 
 def in_order(requests: pl.DataFrame) -> None:
-    """scheduled <= arrived <= started <= finished <= replied, as far as each came; a client who gave up excepted."""
-    assert (requests["scheduled_s"] <= requests["arrived_s"]).all()
+    """scheduled <= read by the gateway <= arrived <= started <= finished <= back at the gateway <= replied, as far as
+    each came; those whose client gave up, or whose gateway did, excepted."""
+    for earlier, later in (
+        ("scheduled_s", "arrived_s"),
+        ("scheduled_s", "gateway_in_s"),
+        ("gateway_in_s", "arrived_s"),
+    ):
+        assert (requests[earlier] <= requests[later]).all()
     assert (requests["scheduled_s"] <= requests["replied_s"]).all()
     assert (requests["arrived_s"] <= requests["started_s"]).all()
     assert (requests["started_s"] <= requests["finished_s"]).all()
+    stayed = requests.filter(~pl.col("reason").is_in(["client_timeout", "upstream_timeout"]))
+    for earlier, later in (
+        ("finished_s", "gateway_out_s"),
+        ("arrived_s", "gateway_out_s"),
+        ("gateway_out_s", "replied_s"),
+        ("finished_s", "replied_s"),
+        ("arrived_s", "replied_s"),
+    ):
+        assert (stayed[earlier] <= stayed[later]).all()
+
+
+def through_the_gateway(stage: Stage, requests: pl.DataFrame) -> None:
+    """It reads in the order of sending, tries no more often than it may, and gives answers of replicas only."""
+    assert stage.gateway is not None
+    assert requests["gateway_in_s"].null_count() == 0
+    assert requests["gateway_in_s"].is_sorted()
+    replicas = stage.fleet.replicas if stage.scaling is None else stage.scaling.max_replicas
+    most = min(1 + stage.gateway.retries_max, replicas)
+    assert requests["tries"].is_between(0, most).all()
+    untried = requests.filter(pl.col("tries") == 0)
+    assert set(untried["reason"]) <= {"gateway_full", "no_replica", "client_timeout"}
+    assert untried["replica"].null_count() == untried["arrived_s"].null_count() == untried.height
     stayed = requests.filter(pl.col("reason") != "client_timeout")
-    assert (stayed["finished_s"] <= stayed["replied_s"]).all()
-    assert (stayed["arrived_s"] <= stayed["replied_s"]).all()
+    waited_s = stayed["gateway_out_s"] - stayed["gateway_in_s"]
+    assert (waited_s <= stage.gateway.upstream_timeout_s + 1e-9).all()
 
 
 def batches_within_limits(stage: Stage, records: Records) -> None:
@@ -72,6 +131,9 @@ def batches_within_limits(stage: Stage, records: Records) -> None:
 
 def device_runs_one_at_a_time(records: Records, host: HostCosts) -> None:
     """A batch starts once the one before it is done and the gap has passed; so utilisation is at most 1."""
+    if records.replicas["ready_s"].null_count():
+        assert not records.batches.height
+        return
     started_s, finished_s = records.batches["started_s"].to_numpy(), records.batches["finished_s"].to_numpy()
     assert (started_s[1:] >= finished_s[:-1] + host.between_batches_s).all()
     lived_s = records.replicas["stopped_s"][0] - records.replicas["ready_s"][0]
@@ -80,7 +142,6 @@ def device_runs_one_at_a_time(records: Records, host: HostCosts) -> None:
 
 def first_in_first_out(requests: pl.DataFrame) -> None:
     """Nobody overtakes: later requests start in the same batch or a later one."""
-    assert requests["arrived_s"].is_sorted()
     assert requests["batch"].drop_nulls().is_sorted()
 
 
@@ -118,6 +179,38 @@ def test_the_projects_stages_keep_every_invariant(load: float, seed: int, name: 
     check(check_stage, None, simulate(check_stage, seed=seed))
 
 
+@settings(max_examples=300, deadline=None)
+@given(random_fleets(), st.integers(0, 2**32))
+def test_random_fleets_keep_every_invariant(run: Run, seed: int) -> None:
+    stage, schedule, calibration = run
+    check(stage, calibration, simulate(stage, schedule, calibration=calibration, seed=seed))
+
+
+@settings(max_examples=60, deadline=None)
+@given(random_fleets(refusing=False), st.integers(0, 2**32))
+def test_a_gateway_that_refuses_nobody_answers_everybody(run: Run, seed: int) -> None:
+    stage, schedule, calibration = run
+    records = simulate(stage, schedule, calibration=calibration, seed=seed)
+    check(stage, calibration, records)
+    assert set(records.requests["outcome"]) <= {"ok"}
+    assert set(records.requests["tries"]) <= {1}
+
+
+@settings(max_examples=60, deadline=None)
+@given(random_runs())
+def test_a_gateway_that_costs_nothing_before_one_replica_changes_nothing(run: Run) -> None:
+    stage, schedule, calibration = run
+    patient = stage.model_copy(update={"traffic": stage.traffic.model_copy(update={"timeout_s": 3600.0})})
+    gateway = Gateway(upstream_timeout_s=3600.0, retries_max=0)
+    direct, through = (
+        simulate(each, schedule, calibration=calibration)
+        for each in (patient, patient.model_copy(update={"gateway": gateway}))
+    )
+    own = ["gateway_in_s", "gateway_out_s", "tries"]
+    assert_frame_equal(direct.requests.drop(own), through.requests.drop(own), check_exact=True)
+    assert_frame_equal(direct.batches, through.batches, check_exact=True)
+
+
 def at_load(stage: Stage, load: float, requests: int) -> Stage:
     """The stage with its rate at a share of its capacity, for as long as about that many requests take."""
     rate_rps = load * capacity_rps(stage)
@@ -126,9 +219,11 @@ def at_load(stage: Stage, load: float, requests: int) -> Stage:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(1, 30), st.floats(0, 0.2), st.integers(0, 2**32))
-def test_a_closed_loop_keeps_every_invariant(users: int, think_time_s: float, seed: int) -> None:
-    stage = load_stage("micro-batched")
+@given(
+    st.integers(1, 30), st.floats(0, 0.2), st.integers(0, 2**32), st.sampled_from(["micro-batched", "load-balanced"])
+)
+def test_a_closed_loop_keeps_every_invariant(users: int, think_time_s: float, seed: int, name: str) -> None:
+    stage = load_stage(name)
     closed = {"loop": "closed", "users": users, "think_time_s": think_time_s, "duration_s": 1.0, "rate": None}
     stage = stage.model_copy(update={"traffic": stage.traffic.model_copy(update=closed)})
     records = simulate(stage, seed=seed)
@@ -146,7 +241,7 @@ def queue_area_s(stage: Stage, calibration: Calibration | None, arrivals_s: np.n
     """The integral of the queue's own length over time, looked at between every two events of the clock."""
     env = Environment()
     replica = Replica(stage, env, open_device(stage, calibration), Host(HostCosts(), 1))
-    env.process(arrivals(env, replica, arrivals_s))
+    env.process(arrivals(env, replica.submit, arrivals_s))
     area_s = 0.0
     while env.peek() < inf:
         waiting, before_s = replica.batcher.queue_length, env.now
@@ -171,7 +266,8 @@ def test_littles_law_holds_exactly_for_the_queue(run: Run) -> None:
 @PROJECT_STAGES
 @pytest.mark.parametrize("load", [0.3, 0.9])
 def test_littles_law_holds_on_every_stage(name: str, load: float) -> None:
-    stage = at_load(load_stage(name), load, requests=2000)
+    alone = {"gateway": None, "fleet": Fleet(), "scaling": None}  # of the others see below
+    stage = at_load(load_stage(name).model_copy(update=alone), load, requests=2000)
     arrivals_s = traffic.schedule(stage.traffic).arrivals_s
     area_s, _ = queue_area_s(stage, None, arrivals_s)
     records = simulate(stage)
@@ -180,6 +276,38 @@ def test_littles_law_holds_on_every_stage(name: str, load: float) -> None:
     wait_s = (in_queue["started_s"] - in_queue["arrived_s"]).to_numpy().mean()
     assert area_s / ends_s == pytest.approx(theory.number_in_system(in_queue.height / ends_s, wait_s), rel=1e-9)
     assert area_s > 0
+
+
+def gateway_areas_s(run: Run, seed: int) -> tuple[float, dict[int, float], SimulatedGateway]:
+    """The integrals over time of what the gateway counts as inside, and as outstanding at each replica."""
+    stage, schedule, calibration = run
+    env = Environment()
+    gateway = SimulatedGateway(stage, env, calibration.host, calibration.gateway, seed)
+    for number in range(stage.fleet.replicas):
+        gateway.join(number, open_device(stage, calibration, number=number))
+    env.process(arrivals(env, gateway.submit, gateway.from_clients.arrivals_s(schedule.arrivals_s)))
+    inside_s, outstanding_s = 0.0, dict.fromkeys(gateway.members, 0.0)
+    while env.peek() < inf:
+        before_s, inside = env.now, gateway.in_flight
+        counts = {number: member.outstanding for number, member in gateway.members.items()}
+        env.step()
+        inside_s += inside * (env.now - before_s)
+        for number, count in counts.items():
+            outstanding_s[number] += count * (env.now - before_s)
+    return inside_s, outstanding_s, gateway
+
+
+@settings(max_examples=100, deadline=None)
+@given(random_fleets(refusing=False), st.integers(0, 2**32))
+def test_littles_law_holds_exactly_for_the_gateway_and_each_replica(run: Run, seed: int) -> None:
+    """Over a run that ends empty, requests inside integrated over time are the sum of their times inside."""
+    inside_s, outstanding_s, gateway = gateway_areas_s(run, seed)
+    log = gateway.log()
+    stays_s = log.out_s - log.in_s
+    assert gateway.in_flight == 0
+    assert inside_s == stays_s.sum()
+    for number, area_s in outstanding_s.items():
+        assert area_s == stays_s[log.replicas == number].sum()
 
 
 # ---- the same again ------------------------------------------------------------------------------------------

@@ -18,8 +18,10 @@ import pytest
 
 from loadtests import payloads, raw_rows
 from loadtests.load import LOCUSTFILE, LoadError, fire
+from reference_apps.asking import wait_until
 from reference_apps.decoding import decode
-from reference_apps.launchers.process import wait_until
+from reference_apps.launchers.member import Life
+from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.models import load_inputs
 from reference_apps.up import Up
 from stages import traffic
@@ -158,6 +160,38 @@ def test_a_load_generator_that_fails_is_told_with_its_last_words(tmp_path: Path)
     assert "Traceback" not in told
 
 
+# ---- through a gateway ---------------------------------------------------------------------------------------
+
+
+def test_a_run_through_a_gateway_has_every_replica_and_every_hop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_KEYS", "0123456789abcdef")
+    profiles = ["t4-resnet50-fp16-pytorch", "v100-resnet50-fp32-pytorch"]
+    changes = {"device.slowdown": 1.0, "fleet.profiles": profiles, "gateway.edge.api_keys_env": "SOME_KEYS"}
+    stage = under(load_stage("load-balanced", changes | {"gateway.policy": "sticky", "overload": True}), 100.0, 2.0)
+    with ProcessLauncher(stage, tmp_path / "stack") as launcher:
+        pids = launcher.pids
+        records = fire(
+            stage, launcher.url, tmp_path, device="x", pids=lambda: launcher.pids, lives=launcher.lives
+        ).records
+    assert len(pids) == 3
+    assert shares(records) == {("ok", "")}
+    columns = ("scheduled_s", "sent_s", "gateway_in_s", "arrived_s", "started_s", "finished_s", "gateway_out_s")
+    for before, after in itertools.pairwise((*columns, "replied_s")):
+        assert (records.requests[after] - records.requests[before]).min() >= -MICROSECOND_S, (before, after)  # type: ignore[operator]
+    assert records.requests["tries"].unique().to_list() == [1]
+    assert set(records.requests["replica"]) == set(records.batches["replica"]) == {0, 1}
+    told = records.requests.group_by("replica", "batch").agg(pl.col("batch_size").first(), pl.len().alias("members"))
+    assert told["batch_size"].to_list() == told["members"].to_list()
+    assert sorted(told.select("replica", "batch").rows()) == records.batches.select("replica", "batch").rows()
+    homes = records.requests.group_by("item").agg(pl.col("replica").n_unique().alias("homes"), pl.len())
+    assert homes["len"].max() == 1 or homes.filter(pl.col("homes") == 1).height > homes.height / 2
+    assert records.replicas["device"].to_list() == [f"emulated {profile}" for profile in profiles]
+    assert records.replicas["ready_s"].max() < 0.0  # type: ignore[operator]
+    assert records.replicas["stopped_s"].min() >= 2.0  # type: ignore[operator]
+
+
 # ---- closed loop ---------------------------------------------------------------------------------------------
 
 
@@ -221,8 +255,8 @@ def test_locust_by_hand_finds_the_stage_that_is_up(runs: Path, micro_batched: Se
     with micro_batched.client() as client:
         before = len(client.get("/batches").json())
         done = run(locust("--stage", "micro-batched", "--run-time", "2s"))
-        assert len(client.get("/batches").json()) > before
-    assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr
+        assert len(client.get("/batches").json()) > before, done.stderr
     assert "Traceback" not in done.stderr
     assert "POST     /predict" in done.stdout + done.stderr
 
@@ -280,19 +314,63 @@ subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         (422, "bad_input", "HTTP 422", ("failed", "bad_input")),
         (500, "model_error", "HTTP 500", ("failed", "model_error")),
         (502, "Bad Gateway", "HTTP 502", ("failed", "connection")),
+        (503, "gateway_full", "HTTP 503", ("shed", "gateway_full")),
+        (503, "no_replica", "HTTP 503", ("shed", "no_replica")),
+        (502, "upstream_lost", "HTTP 502", ("failed", "upstream_lost")),
+        (504, "upstream_timeout", "HTTP 504", ("timed_out", "upstream_timeout")),
+        (401, "unauthorized", "HTTP 401", ("failed", "bad_input")),
     ],
 )
 def test_what_came_back_has_one_outcome(status: int, reason: str, error: str | None, outcome: tuple[str, str]) -> None:
     record = "replica=0,batch=4,batch_size=2,arrived_s=100.5,started_s=101.0,finished_s=101.25"
     row = (3, 7, 0.25, 0.3, 2.0, status, reason, record if status == 200 else None, error)
     fired = raw_rows.Fired(pl.DataFrame([row], schema=raw_rows.SCHEMA, orient="row"), 100.0, 1, 0.0)
-    records = raw_rows.to_records(fired, [], "x", 1.0)
+    records = raw_rows.to_records(fired, [], 1.0, lambda _: "x")
     (request,) = records.requests.iter_rows(named=True)
     assert (request["outcome"], request["reason"]) == outcome
     assert (request["request"], request["item"], request["scheduled_s"], request["replied_s"]) == (3, 7, 0.25, 2.0)
     times = (request["arrived_s"], request["started_s"], request["finished_s"], request["batch"], request["batch_size"])
     assert times == ((0.5, 1.0, 1.25, 4, 2) if status == 200 else (None,) * 5)
     assert raw_rows.answered_batches(fired) == ([(0, 4, 101.0, 101.25, 2)] if status == 200 else [])
+
+
+def test_what_a_gateway_tells_is_taken_down() -> None:
+    """Its times, its tries, and of a refusal what there is."""
+    told = "gateway_in_s=100.25,gateway_out_s=101.5,tries=2"
+    answered = f"replica=3,batch=4,batch_size=2,arrived_s=100.5,started_s=101.0,finished_s=101.25,{told}"
+    rows = [
+        (0, 7, 0.2, 0.2, 1.6, 200, "", answered, None),
+        (1, 7, 0.2, 0.2, 1.6, 502, "upstream_lost", told, "HTTP 502"),
+        (2, 7, 0.2, 0.2, 1.6, 0, "", None, raw_rows.GAVE_UP),
+    ]
+    fired = raw_rows.Fired(pl.DataFrame(rows, schema=raw_rows.SCHEMA, orient="row"), 100.0, 3, 0.0)
+    records = raw_rows.to_records(fired, [(3, 9, 102.0, 102.5, 1)], 4.0, lambda number: f"device {number}")
+    columns = ("gateway_in_s", "gateway_out_s", "tries", "replica", "arrived_s", "outcome")
+    assert records.requests.select(columns).rows() == [
+        (0.25, 1.5, 2, 3, 0.5, "ok"),
+        (0.25, 1.5, 2, None, None, "failed"),
+        (None, None, None, None, None, "timed_out"),
+    ]
+    assert records.batches.rows() == [(3, 4, 1.0, 1.25, 2), (3, 9, 2.0, 2.5, 1)]
+    assert records.replicas.rows() == [(3, "device 3", 0.0, 0.0, 4.0)]
+
+
+def test_the_lives_of_replicas_are_told_by_their_launcher() -> None:
+    fired = raw_rows.Fired(pl.DataFrame(schema=raw_rows.SCHEMA), 100.0, 0, 0.0)
+    lives = [
+        Life(0, "t4", 90.0, 95.0, None),
+        Life(1, "t4", 90.0, 95.0, 101.0),
+        Life(1, "t4", 102.0, None, None),
+        Life(2, "a100", 80.0, 85.0, 99.0),  # was gone before
+        Life(3, "a100", 105.0, 106.0, None),  # came later
+    ]
+    records = raw_rows.to_records(fired, [(4, 0, 100.5, 100.75, 1)], 4.0, lambda number: f"device {number}", lives)
+    assert records.replicas.rows() == [
+        (0, "t4", -10.0, -5.0, 4.0),
+        (1, "t4", -10.0, -5.0, 1.0),
+        (1, "t4", 2.0, None, 4.0),
+        (4, "device 4", 0.0, 0.0, 4.0),
+    ]
 
 
 def test_rows_of_a_worker_that_are_missing_are_missed(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
-from reference_apps.launchers.process import wait_until
+from reference_apps.asking import wait_until
 from reference_apps.models import load_inputs, load_model
 from stages.spec import load_stage
 from tests.conftest import PATIENCE_S, ROOT, Served, serving

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import uvicorn
 
+from reference_apps.asking import wait_until
 from reference_apps.device import Device
-from reference_apps.launchers.process import wait_until
 from reference_apps.replica import Replica
 from stages.spec import Stage, load_stage
 from tests.conftest import PATIENCE_S
@@ -63,7 +63,7 @@ class Gated:
     first: Future[httpx.Response] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.first = self.pool.submit(self.ask, 0.0)
+        self.first = self.pool.submit(self.ask, 0.0, x_rung_deadline_s="3600")
         assert wait_until(lambda: self.gate.batches == [[0.0]], PATIENCE_S)
 
     def ask(self, number: float, **headers: str) -> httpx.Response:

@@ -18,10 +18,10 @@ from rich.console import Console
 from loadtests import report
 from loadtests.report import Comparison, Row, Run
 from loadtests.wording import METRICS, listed, shown, shown_error, shown_spread
-from stages.calibration import Calibration, HostCosts, ServiceTimes
+from stages.calibration import Calibration, GatewayCosts, HostCosts, ServiceTimes
 from stages.records import Records
 from stages.spec import load_stage
-from tests.hand_made_runs import run, steady
+from tests.hand_made_runs import Batch, run, steady
 
 CALIBRATION = Calibration(
     stage="micro-batched",
@@ -130,6 +130,54 @@ def test_what_could_not_be_measured_is_nan_and_reads_as_a_dash() -> None:
 def test_signs_say_how_far_off(predicted: float, spread: tuple[float, float], sign: str) -> None:
     row = Row("s", 0.5, 50.0, "latency_s_p50", 1.0, predicted, predicted - 1.0, *spread, False)
     assert row.sign == sign
+
+
+def of_two(batches: list[Batch]) -> Records:
+    """Two replicas, which take batches in turn."""
+    return run(batches, replicas=2, devices=("quick", "slow"), through_gateway=True)
+
+
+def test_shares_say_who_served_what_as_medians_over_the_repeats() -> None:
+    batches = [(float(n), n + 0.5, 3 if n % 2 == 0 else 1) for n in range(8)]
+    even = [(float(n), n + 0.5, 2) for n in range(8)]
+    runs = [a_run(0.5, n, of_two(each), of_two(even)) for n, each in enumerate((batches, batches, even))]
+    found = a_comparison(runs, stage="load-balanced").shares
+    assert [(share.replica, share.device) for share in found] == [(0, "quick"), (1, "slow")]
+    assert [(share.measured, share.predicted) for share in found] == [(0.75, 0.5), (0.25, 0.5)]
+    text = printed(a_comparison(runs, stage="load-balanced"))
+    assert "1, slow" in text
+    assert "+25.0 pt" in text
+
+
+def test_a_replica_that_served_nobody_has_a_share_of_nothing() -> None:
+    idle = dataclasses.replace(of_two([]), requests=run([(1.0, 2.0, 4)]).requests, batches=run([(1.0, 2.0, 4)]).batches)
+    found = a_comparison([a_run(0.5, 0, idle, of_two([(1.0, 2.0, 1), (1.0, 2.0, 1)]))]).shares
+    assert [(share.measured, share.predicted) for share in found] == [(1.0, 0.5), (0.0, 0.5)]
+
+
+def test_one_replica_has_no_shares(tmp_path: Path) -> None:
+    assert a_comparison().shares == []
+    assert "Who served what" not in page_of(a_comparison(), tmp_path).text
+
+
+def test_page_of_a_fleet_says_who_served_what_and_what_the_gateway_cost(tmp_path: Path) -> None:
+    batches = [(float(n), n + 0.5, 2) for n in range(8)]
+    calibration = CALIBRATION.model_copy(
+        update={"gateway": GatewayCosts(busy_s=0.00075), "other_devices": {"slow": CALIBRATION.service_times}}
+    )
+    comparison = a_comparison(
+        [a_run(0.5, 0, of_two(batches), of_two(batches))], stage="load-balanced", calibration=calibration
+    )
+    page = page_of(comparison, tmp_path)
+    for words in (
+        "Who served what",
+        "0, quick 50.0 % 50.0 %",
+        "the gateway's processor time for a request 0.750 ms",
+        "device time of a batch of 4, slow",
+        "takes 0.75 ms a request",
+    ):
+        assert words in page.text
+    assert "no proxy" not in page.text
 
 
 def test_figures_read_as_people_write_them() -> None:

@@ -123,7 +123,7 @@ def test_others_may_watch_a_replica_that_goes_ahead() -> None:
     goes_ahead = ReplicaAhead(stage, ahead_env, open_device(stage), Host(HostCosts(), 1), arrivals_s)
     ahead_env.process(goes_ahead.run())
     by_event = Replica(stage, event_env, open_device(stage), Host(HostCosts(), 1))
-    event_env.process(arrivals(event_env, by_event, arrivals_s))
+    event_env.process(arrivals(event_env, by_event.submit, arrivals_s))
     seen = watched(ahead_env, goes_ahead)
     assert seen == watched(event_env, by_event)
     assert max(seen) > 3

@@ -182,12 +182,12 @@ def test_a_replica_that_closes_answers_the_accepted() -> None:
     env = Environment()
     stage = a_stage(batching={"max_batch_size": 4, "batch_wait_timeout_s": 60.0})
     device = open_device(stage, a_calibration({1: (1.0,), 4: (1.0,)}))
-    settled: list[tuple[int, float]] = []
+    settled: list[tuple[int, float, str]] = []
     replica = Replica(stage, env, device, Host(HostCosts(), 1), lambda *settling: settled.append(settling))
     At(env, 1.0).add_callback(lambda _: replica.submit(0))
     At(env, 2.0).add_callback(lambda _: replica.close())
     At(env, 2.5).add_callback(lambda _: replica.submit(1))
     env.run()
-    assert settled == [(1, 2.5), (0, 3.0)]
+    assert settled == [(1, 2.5, "draining"), (0, 3.0, "")]
     assert replica.log().served.tolist() == [0]
     assert replica.log().shed.tolist() == [1]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner, Result
 import stages.cli
 from stages import spec
 from stages.catalogue import profiles
+from stages.catalogue.prices import prices
 from stages.cli import app
 from stages.terminal import Exit
 
@@ -139,7 +141,9 @@ def test_an_unknown_device_gets_the_nearest() -> None:
     )
 
 
-@pytest.mark.parametrize("arguments", [["stages"], ["show", "single-vm"], ["devices"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "arguments", [["stages"], ["show", "single-vm"], ["devices"], ["prices"]], ids=lambda words: words[0]
+)
 def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
     """What takes long to import would be waited for at every command, so it is imported where it is used."""
     heavy = ("torch", "locust", "gevent", "polars", "matplotlib", "simpy", "fastapi", "sklearn", "PIL")
@@ -150,3 +154,18 @@ def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_prices_are_listed_with_their_sources() -> None:
+    text = " ".join(run("prices").stdout.split())
+    assert "aws-g4dn.xlarge T4 16GB on-demand 0.526 us-east-1" in text
+    for price in prices().values():
+        assert price.machine in text
+        assert price.source in text
+    assert as_json("prices") == [asdict(price) for price in prices().values()]
+
+
+def test_show_says_what_a_replica_costs() -> None:
+    line = "# Cost of a replica: 0.526 US dollars an hour (aws-g4dn.xlarge, on-demand, us-east-1)"
+    assert line in run("show", "autoscaled").stdout.splitlines()
+    assert "Cost" not in run("show", "autoscaled", "--set", "cost=").stdout

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 from simpy import Environment
 
 from simulator import theory
@@ -86,7 +86,7 @@ def mm1_run(load: float, seed: int) -> tuple[Floats, Floats]:
     rate_rps, at_once = load / SERVICE_S, stationary(1, load, seed)
     schedule = poisson(rate_rps, longer_at(load, 20_000), at_once, seed)
     device = Device("exponential", Exponential(SERVICE_S, stream(seed, "service")))
-    requests = simulate(a_stage(admission=ENDLESS.model_dump()), schedule, device=device).requests[at_once:]
+    requests = simulate(a_stage(admission=ENDLESS.model_dump()), schedule, devices=[device]).requests[at_once:]
     waits_s = (requests["started_s"] - requests["arrived_s"]).to_numpy()
     return waits_s, (requests["replied_s"] - requests["scheduled_s"]).to_numpy()
 
@@ -107,7 +107,7 @@ def mg1_wait_s(rate_rps: float, quantiles_s: tuple[float, ...], count: int, seed
     """Mean wait over the second half of a run of a calibrated device, in seconds."""
     stage, calibration = a_stage(admission=ENDLESS.model_dump()), a_calibration({1: quantiles_s})
     schedule = poisson(rate_rps, 2 * count, 0, seed)
-    requests = simulate(stage, schedule, device=open_device(stage, calibration, seed=seed)).requests[count:]
+    requests = simulate(stage, schedule, devices=[open_device(stage, calibration, seed=seed)]).requests[count:]
     return float((requests["started_s"] - requests["arrived_s"]).to_numpy().mean())
 
 
@@ -165,12 +165,57 @@ def test_mmc_share_that_waits_and_share_that_waits_long() -> None:
         assert_agrees(lambda seed, t=wait_s: float((mmc_waits_s(4, 0.8, 3000, seed) > t).mean()), closed_form)  # type: ignore[misc]
 
 
+# ---- a gateway that costs nothing, and replicas with queues of their own ----------------------------------------
+
+
+def fleet_wait_s(policy: str, replicas: int, load: float, count: int, seed: int) -> float:
+    """Mean wait in seconds over the second half of a run of exponential replicas behind a gateway."""
+    config = {"policy": policy, "max_in_flight": 100_000, "connections_per_replica": 100_000}
+    stage = a_stage(fleet={"replicas": replicas}, gateway=config, admission=ENDLESS.model_dump())
+    schedule = poisson(replicas * load / SERVICE_S, 2 * count, 0, seed)
+    devices = [
+        Device("exponential", Exponential(SERVICE_S, stream(seed, "service", number))) for number in range(replicas)
+    ]
+    requests = simulate(stage, schedule, devices=devices, seed=seed).requests[count:]
+    return float((requests["started_s"] - requests["arrived_s"]).to_numpy().mean())
+
+
+def test_a_random_split_gives_each_replica_a_queue_of_its_own() -> None:
+    """A Poisson stream that is split at random is as many Poisson streams: c times M/M/1."""
+    closed_form = theory.mm1_wait_s(0.5 / SERVICE_S, SERVICE_S)
+    assert_agrees(lambda seed: fleet_wait_s("random", 3, 0.5, 2000, seed), closed_form)
+
+
+def test_round_robin_gives_each_replica_every_third_request() -> None:
+    closed_form = theory.em1_wait_s(0.6 / SERVICE_S, SERVICE_S, 3)
+    assert closed_form < 0.8 * theory.mm1_wait_s(0.6 / SERVICE_S, SERVICE_S)
+    assert_agrees(lambda seed: fleet_wait_s("round-robin", 3, 0.6, 2500, seed), closed_form)
+
+
+def test_the_shortest_queue_is_between_one_queue_for_all_and_taking_turns() -> None:
+    """M/M/c wastes no server and is a bound from below; taking turns does not look, and is one from above."""
+    load, replicas = 0.7, 3
+    waits = [fleet_wait_s("least-outstanding", replicas, load, 1500, seed) for seed in range(REPLICATIONS)]
+    mean, half = interval(waits)
+    assert mean - half > theory.mmc_wait_s(replicas * load / SERVICE_S, SERVICE_S, replicas)
+    assert mean + half < theory.em1_wait_s(load / SERVICE_S, SERVICE_S, replicas)
+
+
 # ---- the closed forms against each other ---------------------------------------------------------------------
+
+
+def dm1_wait_s(rate_rps: float) -> float:
+    """Mean wait of D/M/1 in seconds, with the root of σ = exp(-(1 - σ) / ρ) found by scipy."""
+    load = rate_rps * SERVICE_S
+    root = optimize.brentq(lambda x: x - math.exp(-(1 - x) / load), 0.0, 0.99)
+    return root * SERVICE_S / (1 - root)
 
 
 def test_one_server_is_the_special_case_of_many() -> None:
     assert theory.erlang_c(1, 0.7) == pytest.approx(0.7)
     assert theory.mmc_wait_s(70.0, SERVICE_S, 1) == pytest.approx(theory.mm1_wait_s(70.0, SERVICE_S))
+    assert theory.em1_wait_s(70.0, SERVICE_S, 1) == pytest.approx(theory.mm1_wait_s(70.0, SERVICE_S))
+    assert theory.em1_wait_s(70.0, SERVICE_S, 10_000) == pytest.approx(dm1_wait_s(70.0), rel=1e-3)
     assert theory.md1_wait_s(70.0, SERVICE_S) == pytest.approx(theory.mm1_wait_s(70.0, SERVICE_S) / 2)
     wait_s, latency_s = theory.mm1_wait_s(70.0, SERVICE_S), theory.mm1_latency_percentile_s(70.0, SERVICE_S, 50)
     assert latency_s == pytest.approx((wait_s + SERVICE_S) * math.log(2))

@@ -4,15 +4,20 @@
     arrivals ───┤                                                                                         ├─ equal
                 └─▶ simulator, host and network free ───────▶ batches, who is shed, who expires and when ─┘
 
-Exactly, to the last bit: times are multiples of 1/64 s. That twins have the same names is in test_imports.py.
+Exactly, to the last bit: times are multiples of 1/64 s. Likewise the gateways, before replicas that answer by a script
+(tests/gateways.py). That twins have the same names is in test_imports.py.
 """
 
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reference_apps import device as running_device
 from reference_apps.models import load_model
@@ -22,9 +27,11 @@ from simulator.host import Host
 from simulator.outcomes import ReplicaLog
 from simulator.run import Serve, serve_by_event
 from stages.calibration import HostCosts
-from stages.spec import load_stage, stage_files
+from stages.spec import Stage, load_stage, stage_files
+from tests import gateways
+from tests.cases import GATEWAY_CASES, GatewayCase
 from tests.fake_clock import Replayed, replay
-from tests.made import Run, random_runs
+from tests.made import POLICIES, Run, a_stage, random_runs
 
 
 def as_replayed(log: ReplicaLog) -> Replayed:
@@ -47,6 +54,57 @@ def test_both_batchers_make_the_same_batches(run: Run, serve: Serve) -> None:
     predicted = as_replayed(serve(stage, schedule.arrivals_s, device, Host(HostCosts(), seed=1)))
     arrivals_s = schedule.arrivals_s.tolist()
     assert replay(stage.batching, stage.admission, arrivals_s, calibration.service_time_s) == predicted
+
+
+def a_fleet(replicas: int, gateway: dict[str, Any]) -> Stage:
+    plain = {"policy": "round-robin", "eject_after": 1000}
+    return a_stage(fleet={"replicas": replicas}, gateway=plain | gateway)
+
+
+@pytest.mark.parametrize("world", ["simulated", "running"])
+@pytest.mark.parametrize("case", GATEWAY_CASES, ids=lambda case: case.name)
+def test_a_gateway_in_a_case_worked_by_hand(
+    case: GatewayCase, world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = a_fleet(len(case.scripts), case.gateway)
+    keys = case.keys or tuple(str(number) for number in range(len(case.ends)))
+    if world == "simulated":
+        ends = gateways.simulate(stage, case.scripts, keys, 1, monkeypatch)
+    else:
+        ends = gateways.serve(stage, case.scripts, keys, 1, tmp_path, monkeypatch)
+    assert ends == list(case.ends)
+
+
+REPLIES = st.sampled_from(
+    ["", "", "", "queue_full", "draining", "deadline", "model_error", "connection", "upstream_lost"]
+)
+GATEWAYS = st.fixed_dictionaries(
+    {
+        "policy": st.sampled_from(POLICIES),
+        "retries_max": st.integers(0, 3),
+        "retry_budget_share": st.sampled_from([0.0, 0.2, 1.0]),
+        "eject_after": st.integers(1, 4),
+        "eject_s": st.sampled_from([0.5, 3.0, 20.0]),
+    }
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    scripts=st.lists(st.lists(REPLIES, min_size=1, max_size=12), min_size=1, max_size=4),
+    gateway=GATEWAYS,
+    keys=st.lists(st.sampled_from("abcdef"), min_size=1, max_size=30),
+    seed=st.integers(0, 2**32),
+)
+def test_both_gateways_try_the_same_replicas_and_tell_the_same(
+    scripts: list[list[str]], gateway: dict[str, Any], keys: list[str], seed: int
+) -> None:
+    """Draws, budgets, ejections and what was learnt included."""
+    own = gateway if gateway["retries_max"] else {k: v for k, v in gateway.items() if k != "retry_budget_share"}
+    stage = a_fleet(len(scripts), own)
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+        predicted = gateways.simulate(stage, scripts, keys, seed, patch)
+        assert gateways.serve(stage, scripts, keys, seed, Path(folder), patch) == predicted
 
 
 @pytest.mark.parametrize("name", stage_files())

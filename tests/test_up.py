@@ -1,4 +1,4 @@
-"""`rung up`, `status` and `down` as commands, and what happens when a replica dies, or the supervisor does."""
+"""`rung up`, `status`, `restart` and `down` as commands, and what happens when one of their processes dies."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import httpx
 import psutil
 import pytest
 
-from reference_apps.launchers.process import LaunchError, ProcessLauncher, probe, wait_until
+from reference_apps.asking import probe, wait_until
+from reference_apps.launchers.member import LaunchError
+from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.models.inputs import WEIGHTS_DIR
 from reference_apps.up import Up, list_up
 from stages.spec import load_stage
 from tests.conftest import PATIENCE_S, ROOT, Rung, Served, processes_of, result
+from tests.test_launchers import loaded
 
 INPUT = {"input": [[[0.5] * 8] * 8]}
 
@@ -31,7 +34,8 @@ def alive(pid: int) -> bool:
 
 
 def pids_of(described: dict[str, Any]) -> list[int]:
-    return [described["supervisor_pid"], *(replica["pid"] for replica in described["replicas"])]
+    members = [*described["replicas"], *([described["gateway"]] if described["gateway"] else [])]
+    return [described["supervisor_pid"], *(member["pid"] for member in members)]
 
 
 def answers(url: str) -> bool:
@@ -87,7 +91,7 @@ def test_what_dies_is_started_again_and_nothing_outlives_the_supervisor(rung: Ru
 
     def replaced() -> bool:
         (now,) = list_up()
-        return now.replicas[0]["pid"] != int(before["pid"])
+        return now.replicas[0]["pid"] != before["pid"] and now.replicas[0]["state"] == "ready"
 
     assert wait_until(replaced, PATIENCE_S)
     (status,) = result(rung("status", "--json"))["stages"]
@@ -168,17 +172,93 @@ def test_a_launcher_that_fails_leaves_nothing_behind(runs: Path, tmp_path: Path)
 
 def test_a_replica_that_dies_while_it_starts_again_keeps_its_port(tmp_path: Path) -> None:
     with ProcessLauncher(load_stage("micro-batched"), tmp_path) as launcher:
-        port, stage_file = launcher.replicas[0].port, tmp_path / "stage.toml"
-        kept = stage_file.read_text()
-        launcher.replicas[0].process.kill()
-        launcher.replicas[0].process.wait()
-        stage_file.write_text("no stage")
+        (first,) = launcher.replicas
+        port, kept = first.port, launcher.stage_file.read_text()
+        launcher.kill(0)
+        first.process.wait(PATIENCE_S)
+        assert launcher.look() == [first]
+        launcher.stage_file.write_text("no stage")
+        second = launcher.restart(first)
         with pytest.raises(LaunchError, match=r"replica 0 \(pid \d+\) ended with exit status 2"):
-            launcher.restart(launcher.replicas[0])
-        stage_file.write_text(kept)
-        launcher.restart(launcher.replicas[0])
-        assert launcher.replicas[0].port == port
-        assert answers(launcher.replicas[0].url)
+            launcher.settle()
+        launcher.stage_file.write_text(kept)
+        third = launcher.restart(second)
+        launcher.settle()
+        assert (third.port, third.restarts) == (port, 2)
+        assert answers(third.url)
+        batches = httpx.get(f"{third.url}/batches", trust_env=False).json()
+        assert [batch[0] for batch in batches] == [2_000_000_000]  # no number is used twice
+    assert [(life.replica, life.ready_s is None) for life in launcher.lives()] == [(0, False), (0, True), (0, False)]
+
+
+# ---- with a gateway --------------------------------------------------------------------------------------------
+
+
+def test_a_fleet_is_shown_restarted_under_load_and_stopped_as_one(rung: Rung, runs: Path) -> None:
+    up = result(rung("up", "load-balanced", "--set", "device.slowdown=1", "--json"))
+    assert (up["gateway"]["url"], up["gateway"]["ready"], alive(up["gateway"]["pid"])) == (up["url"], True, True)
+    assert [(each["replica"], each["ready"], each["state"]) for each in up["replicas"]] == [
+        (0, True, "ready"),
+        (1, True, "ready"),
+    ]
+    table = rung("status").stdout
+    assert all(str(pid) in table for pid in pids_of(up)[1:])
+    with loaded(up["url"]) as load:
+        done = result(rung("restart", "load-balanced", "--rolling", "--json"))
+        assert wait_until(lambda: set(load.replicas[-20:]) == {2, 3}, PATIENCE_S)
+    assert done == {"stage": "load-balanced", "replaced": [{"old": 0, "new": 2}, {"old": 1, "new": 3}]}
+    assert load.failed == []
+    (status,) = result(rung("status", "--json"))["stages"]
+    assert (status["url"], status["gateway"]["pid"]) == (up["url"], up["gateway"]["pid"])
+    assert [each["replica"] for each in status["replicas"]] == [2, 3]
+    (now,) = list_up()
+    assert [(life[0], life[4] is None) for life in now.lives] == [(0, False), (1, False), (2, True), (3, True)]
+    before = pids_of(status)
+    again = result(rung("restart", "load-balanced", "--json"))
+    assert answers(again["url"])
+    assert [pid for pid in before if alive(pid)] == []
+    assert result(rung("down", "--json")) == {"stopped": [{"stage": "load-balanced", "drained": True}]}
+    assert processes_of(runs) == []
+
+
+def test_a_fleet_outlives_its_members_and_not_its_supervisor(rung: Rung, runs: Path) -> None:
+    up = result(rung("up", "load-balanced", "--set", "device.slowdown=1", "--json"))
+    victim, other = up["replicas"]
+    with loaded(up["url"]) as load:
+        assert wait_until(lambda: len(load.replicas) > 10, PATIENCE_S)
+        os.kill(victim["pid"], signal.SIGKILL)
+
+        def is_back() -> bool:
+            (now,) = list_up()
+            return now.replicas[0]["pid"] != victim["pid"] and now.replicas[0]["state"] == "ready"
+
+        assert wait_until(is_back, PATIENCE_S)
+        assert wait_until(lambda: victim["replica"] in load.replicas[-10:], PATIENCE_S)
+    assert load.failed == []
+    (now,) = list_up()
+    assert now.replicas[1]["pid"] == other["pid"]  # nobody else was disturbed
+
+    os.kill(up["gateway"]["pid"], signal.SIGKILL)
+    assert wait_until(lambda: not alive(up["gateway"]["pid"]) and answers(up["url"]), PATIENCE_S)
+    (now,) = list_up()
+    assert [each["state"] for each in now.replicas] == ["ready", "ready"]
+    assert len(set(now.pids)) == 3
+
+    os.kill(now.supervisor_pid, signal.SIGKILL)
+    assert wait_until(lambda: processes_of(runs) == [], PATIENCE_S)
+    assert result(rung("status", "--json")) == {"stages": []}
+
+
+def test_what_cannot_be_restarted_says_so(rung: Rung, runs: Path) -> None:
+    gone = rung("restart", "single-vm")
+    assert (gone.returncode, gone.stderr) == (2, "single-vm: is not up. What is up: nothing.\n")
+    up = result(rung("up", "single-vm", "--json"))
+    refused = rung("restart", "single-vm", "--rolling")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("single-vm: has no [gateway]: clients go to the replica itself")
+    assert "Traceback" not in refused.stderr
+    assert answers(up["url"])
+    assert rung("down").returncode == 0
 
 
 def test_probing_asks_no_proxy(micro_batched: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,9 @@ class Record:
     arrived_s: float
     started_s: float
     finished_s: float
+    gateway_in_s: float | None = None  # where there is a gateway, as are those below
+    gateway_out_s: float | None = None
+    tries: int | None = None
 
     @classmethod
     def of(cls, response: httpx.Response) -> Record:
