@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -112,8 +113,21 @@ def _command(stage: Stage, url: str, folder: Path, processes: int) -> list[str]:
         "--guarded",
     ]
     if processes > 1:
-        command += ["--processes", str(processes)]
+        command += ["--processes", str(processes), *meeting_point()]
     return command
+
+
+def meeting_point() -> list[str]:
+    """Locust's options for master and workers to meet on a free port of this machine.
+
+    Without them they meet on port 5557 of every interface, so that two runs at once disturb each other.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    return [
+        *("--master-bind-host", "127.0.0.1", "--master-bind-port", port),
+        *("--master-host", "127.0.0.1", "--master-port", port),
+    ]
 
 
 def _await(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import gevent
+import gevent.monkey
 import polars as pl
 import psutil
 from gevent.event import AsyncResult
@@ -224,7 +225,8 @@ def _ready(environment: Any, **_: Any) -> None:
     stage = _shots(environment).stage
     options = environment.parsed_options
     if options.guarded:
-        gevent.spawn(_leave_when_alone)
+        # A thread of its own, which ends the process however busy or stuck the greenlets are.
+        gevent.monkey.get_original("_thread", "start_new_thread")(_leave_when_alone, ())
     if not environment.host:
         environment.host = _url_of_stage_that_is_up(stage.name)
     if stage.traffic.loop == "open":
@@ -300,7 +302,7 @@ def _shots(environment: Any) -> Shots:
 
 def _leave_when_alone() -> None:
     """Waits for the end of stdin, which comes when the process that started this one is gone."""
-    gevent.get_hub().threadpool.apply(os.read, (0, 1))
+    os.read(0, 1)
     os._exit(1)
 
 

@@ -100,7 +100,8 @@ def down(
     for each in found:
         with err.status(f"Stopping {each.stage} …"):
             stopped.append({"stage": each.stage, "drained": upkeep.stop(each, timeout_s)})
-    removed = docker_engine.sweep_if_there(stage)  # containers that a crash, or the kill above, left behind
+    # Containers that a crash, or the kill above, left behind.
+    removed = docker_engine.sweep_if_there(upkeep.runs_folder(), stage)
     if stage is not None and not found and not removed:
         _found(stage)
     if json_:
@@ -187,9 +188,10 @@ def restart(
 def _prepare_docker(stage: Stage) -> None:
     """Clears away what a crash left, and makes sure of the images, which may take minutes. Raises LaunchError."""
     from reference_apps.launchers import docker_engine, docker_image
+    from reference_apps.up import runs_folder
 
     with err.status("Looking for Docker …") as shown, closing(docker_engine.connect()) as engine:
-        docker_engine.sweep(engine)
+        docker_engine.sweep(engine, runs_folder())
         say = shown.update if err.is_terminal else err.print
         docker_image.prepare(engine, stage, lambda text: say(f"{text} …"))
 

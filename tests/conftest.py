@@ -78,7 +78,6 @@ def engine() -> Iterator[Any]:
     with contextlib.closing(client):
         docker_image.ours(client, docker_image.say)
         yield client
-        docker_engine.sweep(client)  # what a failed test's supervisor left
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +113,7 @@ Rung = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def runs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A runs folder of this test's own; what was started under it and still runs afterwards is killed."""
     folder = tmp_path / "runs"
     monkeypatch.setenv("RUNG_RUNS", str(folder))
@@ -124,6 +123,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, timeout=PATIENCE_S)
+    if request.node.get_closest_marker("docker") is not None:
+        docker_engine.sweep_if_there(folder)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from reference_apps import nginx
 from reference_apps.asking import wait_until
 from reference_apps.launchers import docker_engine, docker_files, docker_image
 from reference_apps.launchers.docker import DockerLauncher
-from reference_apps.launchers.docker_engine import OWNER, ROLE, RUN, STAGE
+from reference_apps.launchers.docker_engine import OWNER, ROLE, RUN, RUNS, STAGE
 from reference_apps.launchers.member import LaunchError
 from stages.fleet import NGINX_POLICIES
 from stages.spec import load_stage
@@ -230,7 +230,7 @@ def _zombie(pid: int) -> bool:
         return True
 
 
-def test_only_what_belongs_to_nobody_is_swept(engine: Any) -> None:
+def test_only_what_belongs_to_nobody_is_swept(engine: Any, tmp_path: Path) -> None:
     me = docker_engine.owner()
     host, pid, born_s = me.rsplit(" ", 2)
     owners = {
@@ -242,13 +242,16 @@ def test_only_what_belongs_to_nobody_is_swept(engine: Any) -> None:
         "reused": f"{host} {pid} {float(born_s) - 100.0}",  # the pid of somebody else by now
     }
     networks = {
-        name: engine.networks.create(f"rung-sweep-{os.getpid()}-{name}", labels={OWNER: owner, STAGE: f"s-{name}"})
+        name: engine.networks.create(
+            f"rung-sweep-{os.getpid()}-{name}", labels={OWNER: owner, STAGE: f"s-{name}", RUNS: str(tmp_path)}
+        )
         for name, owner in owners.items()
     }
     try:
-        assert docker_engine.sweep(engine, "s-mine") == []
-        assert docker_engine.sweep(engine, "s-reused") == [networks["reused"].name]
-        assert docker_engine.sweep(engine) == [networks["dead"].name]
+        assert docker_engine.sweep(engine, tmp_path / "other") == []
+        assert docker_engine.sweep(engine, tmp_path, "s-mine") == []
+        assert docker_engine.sweep(engine, tmp_path, "s-reused") == [networks["reused"].name]
+        assert docker_engine.sweep(engine, tmp_path) == [networks["dead"].name]
         left = {network.id for network in engine.networks.list()}
         assert [name for name, each in networks.items() if each.id in left] == list(owners)[:4]
     finally:
@@ -312,7 +315,7 @@ def test_nginx_serves_with_ids_and_refuses_as_our_gateway_does(proxied: DockerLa
 
 def test_nginx_sees_the_fleet_change_under_load_and_no_request_is_lost(proxied: DockerLauncher) -> None:
     first = proxied.replicas[0]
-    with loaded(proxied.url) as load:
+    with loaded(proxied.url, reconnects=True) as load:
         until(proxied, lambda: set(load.replicas) == set(numbers(proxied)))
         new = proxied.add()
         until(proxied, lambda: proxied.in_rotation(new))

@@ -84,11 +84,11 @@ def test_an_engine_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         docker_engine.connect()
 
 
-def test_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "docker", None)
     with pytest.raises(LaunchError, match=r"pip install 'rung\[docker\]'"):
         docker_engine.connect()
-    assert docker_engine.sweep_if_there() == []
+    assert docker_engine.sweep_if_there(tmp_path) == []
 
 
 def test_nobody_is_let_in() -> None:

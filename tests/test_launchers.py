@@ -69,10 +69,15 @@ def record(answer: httpx.Response) -> dict[str, str]:
 
 
 class Load:
-    """Clients that ask one after the other, each on a connection that it keeps, and take down what they are told."""
+    """Clients that ask one after the other, each on a connection that it keeps, and take down what they are told.
 
-    def __init__(self, url: str) -> None:
+    With `reconnects` they ask once more where a connection that they kept was closed before any answer, as RFC 9112
+    (9.3.1) has clients do: nginx closes idle connections when it takes up another configuration.
+    """
+
+    def __init__(self, url: str, reconnects: bool = False) -> None:
         self.url = url
+        self.reconnects = reconnects
         self.statuses: list[int | str] = []
         self.replicas: list[int] = []
         self.stopping = threading.Event()
@@ -81,7 +86,7 @@ class Load:
         with httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False) as client:
             while not self.stopping.is_set():
                 try:
-                    answer = client.post("/predict", json=INPUT)
+                    answer = self.post(client)
                 except httpx.TransportError as error:
                     self.statuses.append(repr(error))
                     continue
@@ -89,15 +94,23 @@ class Load:
                 if answer.status_code == 200:
                     self.replicas.append(int(record(answer)["replica"]))
 
+    def post(self, client: httpx.Client) -> httpx.Response:
+        try:
+            return client.post("/predict", json=INPUT)
+        except httpx.RemoteProtocolError:
+            if not self.reconnects:
+                raise
+            return client.post("/predict", json=INPUT)
+
     @property
     def failed(self) -> list[int | str]:
         return [status for status in self.statuses if status != 200]
 
 
 @contextmanager
-def loaded(url: str, clients: int = 4) -> Iterator[Load]:
+def loaded(url: str, clients: int = 4, reconnects: bool = False) -> Iterator[Load]:
     """Clients that ask while the block runs; afterwards their counts are complete."""
-    load = Load(url)
+    load = Load(url, reconnects)
     with ThreadPoolExecutor(clients) as pool:
         asking = [pool.submit(load.ask) for _ in range(clients)]
         try:

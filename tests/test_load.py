@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from loadtests import payloads, raw_rows
-from loadtests.load import LOCUSTFILE, LoadError, fire
+from loadtests.load import LOCUSTFILE, LoadError, fire, meeting_point
 from reference_apps.asking import wait_until
 from reference_apps.decoding import decode
 from reference_apps.launchers.member import Life
@@ -236,7 +236,8 @@ def test_the_last_answers_of_a_closed_loop_are_waited_for(slow: Served, tmp_path
 
 
 def locust(*words: str) -> list[str]:
-    return [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", *words]
+    meet = meeting_point() if "--processes" in words else []
+    return [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", *words, *meet]
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -27,6 +27,7 @@ from reference_apps.launchers.docker_nginx import NginxGateway
 from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.member import GATEWAY, LaunchError, Member, drill_file
 from reference_apps.launchers.process import BATCHES_A_LIFE
+from reference_apps.up import runs_folder
 from stages.fleet import Gateway
 from stages.spec import Stage
 
@@ -222,6 +223,7 @@ class DockerLauncher(Launcher):
     def _labels(self, role: str, number: int | None = None) -> dict[str, str]:
         labels = {
             docker_engine.STAGE: self.stage.name,
+            docker_engine.RUNS: str(runs_folder()),
             docker_engine.RUN: self._run,
             docker_engine.OWNER: self._owner,
             docker_engine.ROLE: role,

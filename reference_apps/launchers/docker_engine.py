@@ -1,9 +1,10 @@
 """The Docker engine of this machine: found in words, and cleared of what a crash left on it.
 
-    made by a launcher ──▶ labels: rung.stage, rung.run, rung.owner, rung.role, rung.replica
+    made by a launcher ──▶ labels: rung.stage, rung.runs, rung.run, rung.owner, rung.role, rung.replica
     rung up, rung down ──▶ sweep ──▶ containers and networks whose owner lives no more are removed
 
-An owner is a process of this machine, so that two users of one engine leave each other's stages alone. What it does
+An owner is a process of this machine. Each folder of runs is cleared by commands that use it, as the state files of
+stages that are up are, so that two users of one engine leave each other's stages alone. What it does
 not do: reach an engine elsewhere, because the stage's files are mounted from here.
 """
 
@@ -13,13 +14,15 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from reference_apps.launchers.member import LaunchError
 
-STAGE, RUN, OWNER, ROLE, REPLICA = "rung.stage", "rung.run", "rung.owner", "rung.role", "rung.replica"
+STAGE, RUNS, RUN, OWNER = "rung.stage", "rung.runs", "rung.run", "rung.owner"
+ROLE, REPLICA = "rung.role", "rung.replica"
 # How far two readings of one process' birth may lie apart: the system's clock may have been set between them.
 _SAME_BIRTH_S = 5.0
 
@@ -78,20 +81,21 @@ def owner() -> str:
     return f"{socket.gethostname()} {me.pid} {me.create_time()}"
 
 
-def sweep(engine: Engine, stage: str | None = None) -> list[str]:
-    """Removes the containers and networks of owners that are no more, of one stage or of all. Gives their names.
+def sweep(engine: Engine, runs: Path, stage: str | None = None) -> list[str]:
+    """Removes what owners that are no more left of the stages of this folder of runs, or of one. Gives the names.
 
     What is being removed by somebody else at the same moment is left to them.
     """
     from docker.errors import APIError
 
     gone = []
-    for row in engine.api.containers(all=True, filters={"label": OWNER}):
+    labels = {"label": [f"{RUNS}={runs}", OWNER]}
+    for row in engine.api.containers(all=True, filters=labels):
         if _left(row["Labels"], stage):
             with contextlib.suppress(APIError):
                 engine.api.remove_container(row["Id"], v=True, force=True)
                 gone.append(row["Names"][0].removeprefix("/"))
-    for row in engine.api.networks(filters={"label": OWNER}):
+    for row in engine.api.networks(filters=labels):
         if _left(row["Labels"], stage):
             with contextlib.suppress(APIError):
                 engine.api.remove_network(row["Id"])
@@ -99,14 +103,14 @@ def sweep(engine: Engine, stage: str | None = None) -> list[str]:
     return gone
 
 
-def sweep_if_there(stage: str | None = None) -> list[str]:
+def sweep_if_there(runs: Path, stage: str | None = None) -> list[str]:
     """`sweep` where an engine answers, and nothing otherwise: processes need none."""
     try:
         engine = connect(5.0)
     except LaunchError:
         return []
     with contextlib.closing(engine):
-        return sweep(engine, stage)
+        return sweep(engine, runs, stage)
 
 
 def remove(engine: Engine, run: str) -> None:

@@ -20,7 +20,7 @@ from stages.spec import Stage
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = "reference_apps/Dockerfile"
 IMAGE = "rung:local"
-PACKAGES = "rung-packages:local"  # the first part of the Dockerfile: named, so that an old one can be found and removed
+PACKAGES = "rung-packages:local"  # the first part of the Dockerfile: named, so that it is kept for the next build
 NGINX_IMAGE = "nginx:stable"
 SOURCE = "rung.source"  # label: the digest of what the image was built from
 # The longest that the engine may say nothing while it builds or pulls: packages are downloaded meanwhile.
@@ -58,8 +58,11 @@ def ours(engine: Engine, say: Callable[[str], None], root: Path = ROOT) -> str:
         if image.labels.get(SOURCE) == source:
             return str(image.id)
     with in_words("docker: the image was not built"):
-        _build(engine, root, PACKAGES, say, target="packages")
-        return _build(engine, root, IMAGE, say, labels={SOURCE: source})
+        _build(engine, root, PACKAGES, say, target="packages", labels={SOURCE: source})
+        _build(engine, root, IMAGE, say, labels={SOURCE: source})
+        built = str(engine.images.get(IMAGE).id)
+        engine.images.prune(filters={"dangling": True, "label": SOURCE})  # those of before that nothing runs from
+    return built
 
 
 def nginx(engine: Engine, say: Callable[[str], None]) -> str:
@@ -97,16 +100,8 @@ def digest(root: Path = ROOT) -> str:
     return total.hexdigest()
 
 
-def _build(engine: Engine, root: Path, tag: str, say: Callable[[str], None], **options: Any) -> str:
-    """Builds what `tag` is to name, and gives its id; what it named before goes, unless a container runs from it.
-
-    The network is this machine's own, whose proxies and name servers are known to work.
-    """
-    from docker.errors import DockerException, ImageNotFound
-
-    before = None
-    with contextlib.suppress(ImageNotFound):
-        before = engine.images.get(tag).id
+def _build(engine: Engine, root: Path, tag: str, say: Callable[[str], None], **options: Any) -> None:
+    """Builds what `tag` is to name. The network is this machine's own, whose proxies and name servers are known to work."""
     said = engine.api.build(
         path=str(root),
         dockerfile=DOCKERFILE,
@@ -119,11 +114,6 @@ def _build(engine: Engine, root: Path, tag: str, say: Callable[[str], None], **o
         **options,
     )
     _listen(said, say)
-    now = str(engine.images.get(tag).id)
-    if before not in (None, now):
-        with contextlib.suppress(DockerException):
-            engine.images.remove(before)
-    return now
 
 
 def _listen(said: Iterable[dict[str, Any]], say: Callable[[str], None]) -> None:
