@@ -101,7 +101,7 @@ def digest(root: Path = ROOT) -> str:
 
 
 def _build(engine: Engine, root: Path, tag: str, say: Callable[[str], None], **options: Any) -> None:
-    """Builds what `tag` is to name. The network is this machine's own, whose proxies and name servers are known to work."""
+    """Builds what `tag` is to name, on this machine's own network, whose proxies and name servers are known to work."""
     said = engine.api.build(
         path=str(root),
         dockerfile=DOCKERFILE,
