@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check measured bench-simulator bench-device bench-gateway clean
+.PHONY: help setup demo test check measured bench-simulator bench-device bench-gateway bench-queue clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ bench-device: .venv/ready-dev  ## how exactly an emulated device keeps its pace
 
 bench-gateway: .venv/ready-dev  ## what the gateway costs, as ratios to the replica directly and to haproxy
 	@$(BIN)/python -m tests.benchmarks.bench_gateway
+
+bench-queue: .venv/ready-dev  ## what the queue carries, as ratios to Celery on Redis and to huey on SQLite
+	@$(INSTALL) --editable '.[bench]'
+	@$(BIN)/python -m loadtests.bench_queue
 
 clean:  ## remove .venv, runs and caches
 	rm -rf .venv runs build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ from loadtests.cli import app as loadtests_app
 from loadtests.drill_cli import app as drill_app
 from loadtests.spike_cli import app as spike_app
 from reference_apps.cli import app as reference_apps_app
+from reference_apps.jobs_cli import app as jobs_app
 from reference_apps.watch_cli import app as watch_app
 from simulator.cli import app as simulator_app
 from stages.cli import app as stages_app
@@ -19,7 +20,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (stages_app, simulator_app, reference_apps_app, watch_app, loadtests_app, spike_app, drill_app):
+for part in (
+    stages_app,
+    simulator_app,
+    reference_apps_app,
+    jobs_app,
+    watch_app,
+    loadtests_app,
+    spike_app,
+    drill_app,
+):
     app.add_typer(part)
 
 

@@ -4,6 +4,7 @@
                   (n = 1 to twice the largest batch)             time of each further answer
     low load      Poisson at a tenth of capacity               → send and reply hops, waking an idle device
     the same, through the stage's gateway                      → its hops, its processor time for a request
+    and of one item, where the gateway has a cache            → the same of a kept answer
 
 Always one replica; of unequal ones each kind is swept. Nothing else is seen: no run that a prediction is judged on,
 no wait in a queue, and no choice between replicas. What the records tell is in loadtests/costs.py.
@@ -26,13 +27,13 @@ import numpy as np
 import psutil
 
 from loadtests.checks import FOREIGN_CPU_MAX
-from loadtests.costs import gateway_costs, host_costs, service_times
+from loadtests.costs import gateway_costs, host_costs, service_times, with_hits
 from loadtests.load import Loaded, fire
 from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.up import runs_folder
 from stages import catalogue
-from stages.calibration import Calibration, ServiceTimes
+from stages.calibration import Calibration, GatewayCosts, ServiceTimes
 from stages.spec import Stage, device_label, of_replica, with_overrides
 from stages.streams import stream
 
@@ -46,6 +47,10 @@ LOW_LOAD = 0.1
 # the runs to be predicted, and the gateway still is nearly idle.
 GATEWAY_LOW_LOAD, GATEWAY_LOW_RPS = 0.4, 60.0  # a share of one replica's capacity, and at most so many a second
 IDLE_S = 3.0  # for so long a gateway that has nothing to do is watched
+HITS_S = 12.0  # of the low load that a cache answers: requests that are all alike need no more
+# What a stage with a cache is asked for where every request is to be computed: hardly any of so many comes twice.
+ALL_DIFFERENT = {"traffic.items": {"popularity": "uniform", "count": 10_000_000}}
+ALL_ALIKE = {"traffic.items": {"popularity": "uniform", "count": 1}}
 Launch = Callable[[Stage, Path], Launcher]
 Progress = Callable[[str, float, float], None]  # what is done now, seconds gone by, seconds in all
 
@@ -79,12 +84,8 @@ def calibrate(
     gateway = None
     if stage.gateway is not None:
         rate_rps = min(GATEWAY_LOW_LOAD * _slowest_rps(stage, services), GATEWAY_LOW_RPS)
-        what = "Low load through the gateway"
-        fronted = _low_load(
-            launch, before_one(first), folder / "gateway", rate_rps, low_load_duration_s, what, on_progress
-        )
-        caveats += _busy("low load through the gateway", fronted.loaded)
-        gateway = gateway_costs(fronted.loaded.records, fronted.gateway_busy_s)
+        gateway, busy = _gateway(launch, before_one(first), folder, rate_rps, low_load_duration_s, on_progress)
+        caveats += busy
     return Calibration(
         stage=stage.name,
         machine=machine(),
@@ -101,6 +102,22 @@ def calibrate(
     )
 
 
+def _gateway(
+    launch: Launch, stage: Stage, folder: Path, rate_rps: float, duration_s: float, on_progress: Progress
+) -> tuple[GatewayCosts, list[str]]:
+    """The costs of the gateway of `stage`, before one replica, and the caveats that go with them."""
+    what = "low load through the gateway"
+    asked = stage if stage.cache is None else with_overrides(stage, ALL_DIFFERENT)
+    light = _low_load(launch, asked, folder / "gateway", rate_rps, duration_s, what.capitalize(), on_progress)
+    costs, caveats = gateway_costs(light.loaded.records, light.gateway_busy_s), [*_busy(what, light.loaded)]
+    if stage.cache is None:
+        return costs, caveats
+    what, asked = "low load of kept answers", with_overrides(stage, ALL_ALIKE)
+    kept_s = min(HITS_S, duration_s)
+    kept = _low_load(launch, asked, folder / "cache", rate_rps, kept_s, what.capitalize(), on_progress)
+    return with_hits(costs, kept.loaded.records, kept.gateway_busy_s), [*caveats, *_busy(what, kept.loaded)]
+
+
 def _slowest_rps(stage: Stage, services: Sequence[tuple[ServiceTimes, ...]]) -> float:
     """What the slowest of the devices serves per second in its largest batches."""
     return stage.batching.max_batch_size / max(times[-1].mean_s for times in services)
@@ -114,7 +131,8 @@ def kinds(stage: Stage) -> list[Stage]:
 
 def alone(kind: Stage) -> Stage:
     """One replica of that kind, and nothing in front of it."""
-    return with_overrides(kind, {"gateway": None, "fleet": None, "scaling": None, "cost": None, "overload": True})
+    nothing: dict[str, object] = dict.fromkeys(("gateway", "cache", "fleet", "scaling", "cost"))
+    return with_overrides(kind, {**nothing, "overload": True})
 
 
 def before_one(kind: Stage) -> Stage:
@@ -130,6 +148,8 @@ def kept_path(stage: Stage, short: bool) -> Path:
     if stage.gateway is not None:
         others = tuple(kind.device for kind in kinds(stage)[1:])
         depends += (others, stage.gateway.engine, stage.gateway.edge.tls_certificate is not None)
+        if stage.cache is not None:
+            depends += (stage.cache.store, stage.cache.policy)
     digest = hashlib.sha256(repr(depends).encode()).hexdigest()[:10]
     return runs_folder() / "calibration" / f"{stage.name}-{stage.device.kind}-{digest}.json"
 
@@ -235,6 +255,8 @@ def _fire_in_quiet(
     """
     runs: list[_Metered] = []
     for attempt in range(ATTEMPTS):
+        if stage.cache is not None:
+            launcher.empty_cache()
         began_s, before_s = time.monotonic(), _gateway_cpu_s(launcher)
         loaded = fire(
             stage,

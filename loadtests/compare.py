@@ -275,6 +275,9 @@ def _warm_up(stage: Stage, capacity: float, launcher: Launcher, folder: Path) ->
 
 
 def _fire(point: Stage, launcher: Launcher, folder: Path, on_second: Callable[[float], None]) -> Loaded:
+    """A real run. A cache begins it empty, as it does in the simulator."""
+    if point.cache is not None:
+        launcher.empty_cache()
     return fire(
         point,
         launcher.url,

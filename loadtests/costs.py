@@ -2,7 +2,8 @@
 
     batch sweep ─▶ service_times, between_batches_s, reply_per_item_s ┐
     low load, replica alone ─▶ send, wake, reply                      ├─▶ HostCosts
-    low load, through a gateway ─▶ send, forward, back, reply, busy ──┴─▶ GatewayCosts
+    low load, through a gateway ─▶ send, forward, back, reply, busy ──┼─▶ GatewayCosts
+    the same item again and again, out of its cache ─▶ hit ───────────┘
 
 Functions of records; the runs are made by loadtests/calibrate.py.
 """
@@ -67,6 +68,19 @@ def gateway_costs(low_load: Records, busy_s: float) -> GatewayCosts:
     )
 
 
+def with_hits(costs: GatewayCosts, repeated: Records, busy_s: float) -> GatewayCosts:
+    """The costs with those of a kept answer, from a low load of which nearly all was kept.
+
+    As they were where none was kept: the place for answers is down, say.
+    """
+    hits = repeated.requests.filter((pl.col("outcome") == "ok") & (pl.col("cache") == "hit"))
+    if not hits.height:
+        return costs
+    return costs.model_copy(
+        update={"hit_busy_s": busy_s, "hit_reply_quantiles_s": _quantiles(hits["replied_s"] - hits["gateway_in_s"])}
+    )
+
+
 def wake_s(stage: Stage, low_load: Records) -> float:
     """Median seconds from the moment at which a batch may leave to its start, on an idle device."""
     batching = stage.batching
@@ -107,7 +121,9 @@ def reply_per_item_s(sweep: Records) -> float:
 
 
 def _answered(low_load: Records) -> pl.DataFrame:
-    return low_load.requests.filter(pl.col("outcome") == "ok").sort("finished_s", "replied_s")
+    """What was computed for the request itself: a kept answer, or that of another, was in no batch."""
+    own = (pl.col("outcome") == "ok") & pl.col("batch").is_not_null()
+    return low_load.requests.filter(own).sort("finished_s", "replied_s")
 
 
 def _first_of_each_batch(answered: pl.DataFrame) -> pl.DataFrame:

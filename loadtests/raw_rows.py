@@ -82,6 +82,7 @@ def to_records(
                 (_field(name).cast(pl.Float64) - began_s).alias(name)
                 for name in ("gateway_in_s", "arrived_s", "started_s", "finished_s", "gateway_out_s")
             ),
+            _field("cache").fill_null("").alias("cache"),
             _outcome().alias("outcome"),
         )
         .with_columns(_reason().alias("reason"))

@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from loadtests.hit_ratios import HitRatio, hit_ratios, print_hit_ratios
 from loadtests.shares import Share, print_shares, shares
-from loadtests.wording import METRICS, constants, listed, number, shown, shown_error, shown_spread
+from loadtests.wording import METRICS, OF_A_CACHE, constants, listed, number, shown, shown_error, shown_spread
 from simulator import plots
 from simulator.plot_frame import png
 from stages.calibration import Calibration
@@ -129,6 +130,11 @@ class Comparison:
         return shares(_by_load(self.runs))
 
     @property
+    def hit_ratios(self) -> list[HitRatio]:
+        """What the cache had; empty without one."""
+        return hit_ratios(self.stage, _by_load(self.runs), self.capacity_rps)
+
+    @property
     def void_runs(self) -> list[Run]:
         return [run for run in self.runs if run.void is not None]
 
@@ -136,7 +142,8 @@ class Comparison:
 def rows(stage_name: str, runs: Iterable[Run], slo_latency_s: float) -> list[Row]:
     """A row for each load and metric, loads rising: medians over the sound repeats of the load.
 
-    A load without a sound repeat gives the medians of its void ones, with `void` set. A metric that a repeat could
+    A load without a sound repeat gives the medians of its void ones, with `void` set. Those of a cache are there where
+    there is one. A metric that a repeat could
     not show (NaN, as the latency of no answer) is passed over; NaN where no repeat could.
     """
     result: list[Row] = []
@@ -147,6 +154,8 @@ def rows(stage_name: str, runs: Iterable[Run], slo_latency_s: float) -> list[Row
             values = [m[metric] for m in measured if not math.isnan(m[metric])] or [math.nan]
             middle = float(np.median(values))
             model = float(np.median([p[metric] for p in predicted if not math.isnan(p[metric])] or [math.nan]))
+            if metric in OF_A_CACHE and math.isnan(middle) and math.isnan(model):
+                continue
             result.append(
                 Row(
                     stage=stage_name,
@@ -217,6 +226,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
             )
     console.print(table)
     print_shares(comparison.shares, console)
+    print_hit_ratios(comparison.hit_ratios, console)
     for line in (LEGEND, "", result_in_words(comparison), *_notes(comparison)):
         console.print(line, markup=False, highlight=False)
 
@@ -252,6 +262,7 @@ def document(comparison: Comparison, report: Path) -> dict[str, Any]:
         "result": result_in_words(comparison),
         "caveats": comparison.caveats,
         "shares": [asdict(share) for share in comparison.shares],
+        "hit_ratios": [asdict(row) for row in comparison.hit_ratios],
         "paces": [{"load": run.load, "repeat": run.repeat, "pace": run.pace} for run in comparison.runs],
         "void_runs": [{"load": run.load, "repeat": run.repeat, "why": run.void} for run in comparison.void_runs],
         "curve": comparison.curve,
@@ -342,7 +353,7 @@ def _page(comparison: Comparison, pictures: dict[str, bytes], folder: Path) -> s
         pictures={name: base64.b64encode(data).decode() for name, data in pictures.items()},
         constants=constants(comparison.calibration),
         metrics=METRICS,
-        at_a_glance=AT_A_GLANCE,
+        at_a_glance=(*AT_A_GLANCE, *(["hit_ratio"] if comparison.hit_ratios else [])),
         signs=SIGNS,
         legend=LEGEND,
         timelines=sorted(path.name for path in folder.glob("timeline*.json")),

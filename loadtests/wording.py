@@ -37,7 +37,10 @@ METRICS = {
     "utilisation": Shown("utilisation", " %", 100.0, is_share=True),
     "queue_wait_s_mean": Shown("mean queue wait", " ms", 1e3),
     "queue_wait_s_p95": Shown("queue wait p95", " ms", 1e3),
+    "hit_ratio": Shown("hit ratio", " %", 100.0, is_share=True),
+    "joined_ratio": Shown("joined ratio", " %", 100.0, is_share=True),
 }
+OF_A_CACHE = ("hit_ratio", "joined_ratio")  # shown where somebody looked into one
 NOTHING = "–"  # in place of NaN
 
 
@@ -100,6 +103,16 @@ def _of_gateway(gateway: GatewayCosts | None) -> list[tuple[str, str]]:
         ("a batch ends → the first of its answers is at the gateway", _quantiles(gateway.back_quantiles_s)),
         ("an answer is at the gateway → it is back", _quantiles(gateway.reply_quantiles_s)),
         ("the gateway's processor time for a request", f"{1e3 * gateway.busy_s:.3f} ms"),
+        *_of_hits(gateway),
+    ]
+
+
+def _of_hits(gateway: GatewayCosts) -> list[tuple[str, str]]:
+    if gateway.hit_busy_s is None:
+        return []
+    return [
+        ("read by the gateway → a kept answer is back", _quantiles(gateway.hit_reply_quantiles_s)),
+        ("the gateway's processor time for a kept answer", f"{1e3 * gateway.hit_busy_s:.3f} ms"),
     ]
 
 

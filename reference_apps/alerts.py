@@ -90,8 +90,8 @@ class Whole:
             if scraped is None:
                 continue
             self._add(target, scraped)
-            if target.role == "replica":
-                queue_length, replicas = queue_length + scraped.queue_length, replicas + 1
+            queue_length += scraped.queue_length
+            replicas += target.role == "replica"
         self._sum = replace(self._sum, at_s=at_s, queue_length=queue_length, replicas=replicas)
         return self._sum
 

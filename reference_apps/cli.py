@@ -76,8 +76,9 @@ def up(
     docs = f" (docs at {started.url}/docs)" if ours else ""
     out.print(f"{resolved.name} serves at [bold]{started.url}[/bold]{docs}, logs in {started.folder}")
     if started.gateway is not None:
-        devices = ", ".join(f"replica {each['replica']} ({each['device']})" for each in started.replicas)
-        out.print(f"Behind its gateway: {devices or 'no replica yet'}.")
+        devices = ", ".join(f"{each['name'].replace('-', ' ')} ({each['device']})" for each in started.replicas)
+        of = "Behind its gateway" if resolved.queue is None else "Working for it"
+        out.print(f"{of}: {devices or 'nobody yet'}.")
     out.print(f"Load it with `rung load {resolved.name}`; stop it with `rung down {resolved.name}`.")
 
 
@@ -136,8 +137,9 @@ def status(json_: JsonOption = False) -> None:
         table.columns[-1].overflow = "fold"
         for column in table.columns[:-1]:
             column.no_wrap = True
-        for member in ([each["gateway"]] if each["gateway"] else []) + each["replicas"]:
-            name = f"replica {member['replica']}" if "replica" in member else "gateway"
+        alone = [each[name] for name in ("gateway", "cache") if each[name]]
+        for member in [*alone, *each["replicas"]]:
+            name = member["name"].replace("-", " ")
             ready = "yes" if member["ready"] else "no"
             row = (name, member["pid"], member["url"], member["state"], ready, member.get("device", ""))
             table.add_row(*map(str, row))
@@ -221,5 +223,6 @@ def _described(up: Up) -> dict[str, Any]:
         "supervisor_pid": up.supervisor_pid,
         "up_for_s": time.time() - up.since,
         "gateway": None if up.gateway is None else {**up.gateway, "ready": probe(f"{up.url}/readyz", edge=edge)},
+        "cache": None if up.cache is None else {**up.cache, "ready": up.cache["state"] == "ready"},
         "replicas": [{**each, "ready": each["url"] != "" and probe(f"{each['url']}/readyz")} for each in up.replicas],
     }

@@ -44,8 +44,8 @@ def configuration(stage: Stage, targets_file: Path) -> dict[str, Any]:
     """The content of prometheus.yml. Paths that are not absolute are seen from its folder."""
     every = duration(stage.alerts.interval_s)
     jobs = [_job(stage, targets_file, "replica")]
-    if counts_requests(stage) == "gateway":
-        jobs.insert(0, _job(stage, targets_file, "gateway"))
+    if (front := counts_requests(stage)) != "replica":
+        jobs.insert(0, _job(stage, targets_file, front))
     return {
         "global": {"scrape_interval": every, "evaluation_interval": every},
         "rule_files": ["rules.yml"],

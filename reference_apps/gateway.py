@@ -1,12 +1,13 @@
 """One address in front of the replicas: who gets the next request, what is tried again, who is told to come later.
 
-    POST /predict ─▶ key? ─▶ room? ─▶ [ choose ─▶ replica ]─▶ answer
-                      │ 401    │ 503        ▲         │ lost, refused, full: is it safe, is there budget?
-                                            └─────────┘ another replica
+    POST /predict ─▶ key? ─▶ cache? ─▶ room? ─▶ [ choose ─▶ replica ]─▶ answer
+                      │ 401    │ kept    │ 503        ▲         │ lost, refused, full: is it safe, is there budget?
+                                                      └─────────┘ another replica
 
 `/predict` is bare ASGI in front of a FastAPI application that serves everything else. A request carries what is left of
 its deadline and one id, whichever replica it goes to; a client that leaves frees its place here and its connection.
-What a replica has in its queue by then is computed all the same. Every decision is in stages/policies.
+What a replica has in its queue by then is computed all the same. Every decision is in stages/policies; the way of a
+request where the stage has a cache is in reference_apps/cached_path.py.
 
 Twin: simulator/gateway.py.
 """
@@ -32,11 +33,12 @@ from reference_apps.asgi import (
     send_answer,
     too_long,
 )
+from reference_apps.cached_path import CachedPath
 from reference_apps.edge import Keys
 from reference_apps.gateway_metrics import GatewayMetrics, Seen
 from reference_apps.gateway_web import web
 from reference_apps.logs import RequestLog
-from reference_apps.passage import NO_KEY, OUTCOMES, Ended, Request, reason_of, refusal, request_id_of, request_of
+from reference_apps.passage import NO_KEY, OUTCOMES, Ended, Request, Room, reason_of, refusal, request_id_of, request_of
 from reference_apps.rotation import Replica, Rotation
 from reference_apps.upstream import LostError, Upstream
 from stages.alerts import latency_bounds_of
@@ -52,7 +54,10 @@ BATCHES_TIMEOUT_S = 10.0
 
 
 class Gateway:
-    """The gateway of a stage: an ASGI application with lifespan. `replicas_file` says which replicas there are."""
+    """The gateway of a stage: an ASGI application with lifespan. `replicas_file` says which replicas there are.
+
+    Raises StoreError where the answers of its cache cannot be kept.
+    """
 
     def __init__(self, stage: Stage, replicas_file: Path, keys: Keys | None = None) -> None:
         if stage.gateway is None:
@@ -63,13 +68,19 @@ class Gateway:
         self.budget = RetryBudget(self.policy.retry_budget_share)
         self.metrics = GatewayMetrics(lambda: self.in_flight, self._seen, latency_bounds_of(stage))
         self.request_log = RequestLog(logging.getLogger("rung.gateway"), stage.logs)
-        self.in_flight = 0
+        self.room = Room(self.policy.max_in_flight)
+        self.cached = CachedPath(self) if stage.cache is not None else None
         self.draining = False
         self.rotation: Rotation | None = None
         self._upstream: Upstream | None = None
         self._file = replicas_file
         self._keys = keys or Keys()
         self._web: ASGIApp = web(self)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are inside, without those at the door of a cache."""
+        return self.room.inside
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: `/predict` on the short path, everything else through FastAPI; without a key, neither."""
@@ -92,6 +103,9 @@ class Gateway:
         self._upstream = Upstream(self.policy.connect_timeout_s)
         left, ejected = self.balancer.forget, self.metrics.ejected
         self.rotation = Rotation(self.policy, self._file, self._upstream, left=left, ejected=ejected)
+        if self.cached is not None:
+            self.cached.open()
+            self.rotation.renewed = self.cached.renew
         self.rotation.open()
 
     def drain(self) -> None:
@@ -102,6 +116,8 @@ class Gateway:
         """Looks after nobody any more, and closes every connection."""
         assert self.rotation is not None and self._upstream is not None
         await self.rotation.close()
+        if self.cached is not None:
+            await self.cached.close()
         await self._upstream.close()
 
     async def batches(self, since_s: float) -> list[list[float]]:
@@ -122,20 +138,24 @@ class Gateway:
             request = request_of(self.stage, headers, request_id, began_s)
         except ValueError as error:
             nothing = Request(request_id, "", [], None, began_s)
-            return self._finished(nothing, "bad_input", problem(422, "bad_input", str(error)))
-        if not admits.room(self.in_flight, self.policy.max_in_flight):
-            return self._finished(request, "gateway_full", refusal(self.stage, "gateway_full"))
-        self.in_flight += 1
+            return self.finished(nothing, "bad_input", problem(422, "bad_input", str(error)))
+        door = self.room if self.cached is None else self.cached.door
+        if door.full:
+            return self.finished(request, "gateway_full", refusal(self.stage, "gateway_full"))
         patience = Patience(receive, request.gives_up_s)
         try:
-            body = await read_body(receive, self.stage.admission.max_body_bytes)
-            request.came_s = time.monotonic()
-            if body is None:
-                text = too_long(self.stage.admission.max_body_bytes)
-                return self._finished(request, "bad_input", problem(413, "bad_input", text))
-            request.body = body
-            patience.listen()
-            return await self._until_answered(request)
+            with door:
+                body = await read_body(receive, self.stage.admission.max_body_bytes)
+                request.came_s = time.monotonic()
+                if body is None:
+                    text = too_long(self.stage.admission.max_body_bytes)
+                    return self.finished(request, "bad_input", problem(413, "bad_input", text))
+                request.body = body
+                patience.listen()
+                if self.cached is None:
+                    return await self.until_answered(request)
+                found = await self.cached.look(request)
+            return await self.cached.answer(request, found)
         except ClientGoneError:
             self.metrics.client_gone()
             return None
@@ -148,15 +168,14 @@ class Gateway:
             raise
         finally:
             patience.end()
-            self.in_flight -= 1
 
-    async def _until_answered(self, request: Request) -> Answer:
+    async def until_answered(self, request: Request) -> Answer:
         """Sends the request to one replica after the other until there is an answer to give."""
         self.budget.note_request(request.came_s)
         candidates = self._candidates(request)
         if not candidates:
             reason = self._why_nobody()
-            return self._finished(request, reason, refusal(self.stage, reason))
+            return self.finished(request, reason, refusal(self.stage, reason))
         while True:
             ended = await self._try(request, candidates)
             candidates = self._others(request, ended)
@@ -221,29 +240,33 @@ class Gateway:
         if reply is None:
             timed_out = ended.reason == "upstream_timeout"
             reason = "upstream_timeout" if timed_out else "upstream_lost"
-            return self._finished(request, reason, refusal(self.stage, reason))
+            return self.finished(request, reason, refusal(self.stage, reason))
         headers = [(b"content-type", reply.content_type)]
         if reply.retry_after:
             headers.append((b"retry-after", reply.retry_after))
-        return self._finished(request, ended.reason, (reply.status, headers, reply.content), reply.record)
+        return self.finished(request, ended.reason, (reply.status, headers, reply.content), reply.record)
 
     def _timed_out(self, request: Request) -> Answer:
-        """The time of a request ran out while its body or its answer was waited for."""
-        if request.at is None:
+        """The time of a request ran out while its body, its answer or that of another was waited for."""
+        if not request.came_s:
             text = "The rest of the body did not come in time. Send it at once."
-            return self._finished(request, "bad_input", problem(408, "bad_input", text))
+            return self.finished(request, "bad_input", problem(408, "bad_input", text))
         reason = "upstream_timeout" if request.deadline_s != request.gives_up_s else "deadline"
         assert self.rotation is not None
-        if reason == "upstream_timeout":
+        if reason == "upstream_timeout" and request.at is not None:
             self.rotation.came_back(request.at, reason, time.monotonic())
-        return self._finished(request, reason, refusal(self.stage, reason))
+        return self.finished(request, reason, refusal(self.stage, reason))
 
-    def _finished(self, request: Request, reason: str, answer: Answer, record: bytes = b"") -> Answer:
+    def finished(self, request: Request, reason: str, answer: Answer, record: bytes = b"") -> Answer:
         """The answer with its id and its record, counted."""
         now_s = time.monotonic()
         came_s = request.came_s or now_s
         self.metrics.answered(OUTCOMES.get(reason, "failed"), reason, now_s - came_s)
         own = b"gateway_in_s=%.6f,gateway_out_s=%.6f,tries=%d" % (came_s, now_s, len(request.tried))
+        if request.cache:
+            had = request.cache.encode()
+            own += b",cache=" + had
+            answer[1].append((b"x-rung-cache", had))
         answer[1].append((b"x-request-id", request.request_id))
         answer[1].append((b"x-rung-record", b"%b,%b" % (record, own) if record else own))
         self.request_log.note({}, answer, now_s - came_s)

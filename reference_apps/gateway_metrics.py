@@ -21,13 +21,15 @@ Seen = tuple[int, int, float, bool, bool, bool]
 
 
 class GatewayMetrics:
-    """The metrics of one gateway in a registry of their own. Names and units follow Prometheus' conventions."""
+    """The metrics of one gateway in a registry of their own. Names and units follow Prometheus' conventions.
+
+    Those of its cache are registered there by CacheMetrics.
+    """
 
     def __init__(
         self, in_flight: Callable[[], int], replicas: Callable[[], Iterable[Seen]], bounds_s: Sequence[float]
     ) -> None:
-        self._registry = CollectorRegistry()
-        registry = self._registry
+        self.registry = registry = CollectorRegistry()
         inside = Gauge("rung_gateway_in_flight", "Requests inside the gateway", registry=registry)
         inside.set_function(in_flight)
         self._requests = Counter(
@@ -89,10 +91,45 @@ class GatewayMetrics:
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def _ending(self, outcome: str, reason: str) -> tuple[Counter, Histogram]:
         return self._requests.labels(outcome, reason), self._seconds.labels(outcome)
+
+
+class CacheMetrics:
+    """The metrics of a gateway's cache, in that gateway's registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        looks = Counter("rung_cache_requests", "Requests by what the cache had", ["result"], registry=registry)
+        self._looks = {result: looks.labels(result) for result in ("hit", "joined", "miss")}
+        gone = Counter("rung_cache_evictions", "Entries that had to go, by the reason", ["why"], registry=registry)
+        self._gone = {why: gone.labels(why) for why in ("full", "too_large")}
+        self._failures = Counter(
+            "rung_cache_store_errors", "Times that the cache's server failed or was too slow", registry=registry
+        )
+
+    def watch(self, holds: Callable[[], tuple[int, int] | None]) -> None:
+        """Tells bytes and entries from now on, where `holds` knows them: a server keeps count of its own."""
+        if holds() is None:
+            return
+        size = Gauge("rung_cache_bytes", "What the kept answers take", registry=self._registry)
+        size.set_function(lambda: (holds() or (0, 0))[0])
+        entries = Gauge("rung_cache_entries", "Kept answers", registry=self._registry)
+        entries.set_function(lambda: (holds() or (0, 0))[1])
+
+    def looked_up(self, result: str) -> None:
+        """Counts a request by what became of its look: "hit", "joined" or "miss"."""
+        self._looks[result].inc()
+
+    def evicted(self, why: str) -> None:
+        """Counts an entry that went: the cache was "full", or it was "too_large" to be kept at all."""
+        self._gone[why].inc()
+
+    def store_failed(self) -> None:
+        """Counts a failure of the server that keeps the answers."""
+        self._failures.inc()
 
 
 class _Replicas(Collector):

@@ -13,6 +13,7 @@ import orjson
 from reference_apps.asgi import Answer, Headers, deadline_of, problem
 from reference_apps.rotation import Replica
 from reference_apps.upstream import Reply
+from stages.policies import admission as admits
 from stages.records import REASONS
 from stages.spec import Stage
 
@@ -36,6 +37,23 @@ _numbers = itertools.count(1)
 _PASSED_ON = (b"content-type", b"x-rung-shape")
 
 
+class Room:
+    """A place that holds so many requests at once, used as `with room:`. Who enters looks first whether it is full."""
+
+    def __init__(self, most: int) -> None:
+        self.inside, self._most = 0, most
+
+    @property
+    def full(self) -> bool:
+        return not admits.room(self.inside, self._most)
+
+    def __enter__(self) -> None:
+        self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.inside -= 1
+
+
 class Ended(NamedTuple):
     """How one try ended: with a reply of any status, or with none. `reason` is one of stages.records.REASONS."""
 
@@ -57,6 +75,8 @@ class Request:
     came_s: float = 0.0  # when it had been read
     at: Replica | None = None  # where it is now
     tried: list[int] = field(default_factory=list)
+    digest: bytes = b""  # of what its answer depends on, where there is a cache
+    cache: str = ""  # what that had for it: "hit", "joined" or "miss"
 
     def headers_with(self, left_s: float) -> list[tuple[bytes, bytes]]:
         """What goes to a replica that has so many seconds for it."""

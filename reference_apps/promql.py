@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from prometheus_client.utils import floatToGoString
 
-from reference_apps.scrape import counts_requests
+from reference_apps.scrape import PREFIXES, counts_requests
 from stages.policies.alerting import Rule, Signal
 from stages.spec import Stage
 
@@ -20,9 +20,10 @@ class Questions:
     """The questions that can be asked about a stage. Windows are durations as PromQL writes them."""
 
     def __init__(self, stage: Stage) -> None:
-        self._slo, self._room = stage.slo, stage.admission.max_queue_length
+        self._slo, self._room, self._queue = stage.slo, stage.admission.max_queue_length, stage.queue
         self._of = f'stage="{stage.name}"'
-        self._requests = "rung_gateway" if counts_requests(stage) == "gateway" else "rung"
+        self._requests = PREFIXES[counts_requests(stage)]
+        self._device = "rung_device_seconds_sum" if stage.queue is None else "rung_worker_device_seconds_sum"
 
     def condition(self, rule: Rule) -> str:
         """True while the rule's signal is above its threshold over each of its windows, the shortest first."""
@@ -37,10 +38,13 @@ class Questions:
             case "errors":
                 failed = self.requests(window, 'outcome!="ok"', 'reason!="bad_input"')
                 return f"{failed} / {self._counted(window)}"
+            case "queue" if self._queue is not None:
+                waiting = self.series("rung_queue_jobs", 'state="waiting"')
+                return f"max(avg_over_time({waiting}[{window}])) / {self._queue.max_depth}"
             case "queue":
                 return f"avg(avg_over_time({self.series('rung_queue_depth')}[{window}])) / {self._room}"
             case "utilisation":
-                return f"avg(rate({self.series('rung_device_seconds_sum')}[{window}]))"
+                return f"avg(rate({self.series(self._device)}[{window}]))"
             case "burn-rate":
                 bound = floatToGoString(self._slo.latency_s)  # type: ignore[no-untyped-call]
                 within = f'le="{bound}"'

@@ -53,7 +53,10 @@ class Replica:
 
 
 class Rotation:
-    """The replicas by number. `left` hears the number of one that is gone; `ejected` of one that failed too often."""
+    """The replicas by number. `left` hears the number of one that is gone; `ejected` of one that failed too often.
+
+    `renewed` hears the epoch that the file gives for what is kept of answers.
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Rotation:
     ) -> None:
         self.replicas: dict[int, Replica] = {}
         self.generation = -1  # of the file; -1 before it was first read
+        self.renewed: Callable[[int], None] = lambda _: None
         self._gateway = gateway
         self._file = file
         self._upstream = upstream
@@ -115,13 +119,14 @@ class Rotation:
             rows = {int(row["replica"]): (str(row["url"]), bool(row["draining"])) for row in told["replicas"]}
             for url, _ in rows.values():
                 Address.of(url)
-            generation = int(told["generation"])
+            generation, epoch = int(told["generation"]), int(told.get("cache", 0))
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s cannot be read, and the replicas stay as they were: %r", self._file, error)
             return
         self._take_over(rows)
+        self.renewed(epoch)
         self.generation = generation
 
     def _take_over(self, rows: dict[int, tuple[str, bool]]) -> None:

@@ -28,12 +28,13 @@ from stages.spec import Stage
 TARGETS_FILE = "targets.json"
 PAGE_BYTES_MAX = 4_194_304
 
-Role = Literal["gateway", "replica"]
+Role = Literal["gateway", "jobs", "replica"]  # workers are replicas here
+PREFIXES: dict[Role, str] = {"gateway": "rung_gateway", "jobs": "rung_jobs", "replica": "rung"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A process that has metrics. `number` is a replica's; a gateway of its own engine has none."""
+    """A process that has metrics. `number` is a replica's; the gateway and the jobs API have none."""
 
     role: Role
     number: int | None
@@ -52,7 +53,9 @@ class Scraped:
 
 
 def counts_requests(stage: Stage) -> Role:
-    """Whose count of requests is the stack's: the gateway's, unless it is none of ours."""
+    """Whose count of requests is the stack's: the gateway's, unless it is none of ours, or that of the jobs API."""
+    if stage.queue is not None:
+        return "jobs"
     return "gateway" if stage.gateway is not None and stage.gateway.engine == "rung" else "replica"
 
 
@@ -60,9 +63,9 @@ def targets_of(launcher: Launcher) -> list[Target]:
     """The processes of a stage that can be asked now."""
     replicas = [r for r in list(launcher.replicas) if r.url and r.state in ("ready", "draining")]
     targets = [Target("replica", replica.number, replica.url) for replica in replicas]
-    gateway = launcher.gateway
-    if gateway is not None and gateway.url and counts_requests(launcher.stage) == "gateway":
-        targets.append(Target("gateway", None, gateway.url))
+    front, role = launcher.gateway, counts_requests(launcher.stage)
+    if front is not None and front.url and role != "replica":
+        targets.append(Target(role, None, front.url))
     return targets
 
 
@@ -87,7 +90,7 @@ def page(url: str, timeout_s: float, edge: Edge | None = None) -> str | None:
 
 def summed(text: str, role: Role, bounds_s: Sequence[float]) -> Scraped:
     """The numbers of a page of metrics that alerts are about. Raises ValueError when it is no such page."""
-    prefix = "rung_gateway" if role == "gateway" else "rung"
+    prefix = PREFIXES[role]
     requests = errors = busy_s = queue_length = 0.0
     within = dict.fromkeys([*bounds_s, float("inf")], 0.0)
     for sample in _samples(text):
@@ -97,9 +100,9 @@ def summed(text: str, role: Role, bounds_s: Sequence[float]) -> Scraped:
             errors += count if labels["outcome"] != "ok" else 0.0
         elif sample.name == f"{prefix}_request_seconds_bucket" and labels["outcome"] == "ok":
             within[float(labels["le"])] = count
-        elif sample.name == "rung_device_seconds_sum":
+        elif sample.name in ("rung_device_seconds_sum", "rung_worker_device_seconds_sum"):
             busy_s = count
-        elif sample.name == "rung_queue_depth":
+        elif sample.name == "rung_queue_depth" or (sample.name == "rung_queue_jobs" and labels["state"] == "waiting"):
             queue_length = count
     return Scraped(requests, errors, tuple(within[bound] for bound in [*bounds_s, float("inf")]), busy_s, queue_length)
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from reference_apps import logs, serving
+from reference_apps.cache_stores import StoreError
 from reference_apps.edge import EdgeError, Keys, checked_keys
 from reference_apps.gateway import Gateway
 from stages.spec import load_stage
@@ -38,10 +39,9 @@ def main(
         serving.drain_when_alone(resolved.lifecycle.drain_timeout_s)
     edge = resolved.gateway.edge
     try:
-        keys = checked_keys(edge, os.environ)
-    except EdgeError as error:
+        app = Gateway(resolved, replicas, Keys(checked_keys(edge, os.environ)))
+    except (EdgeError, StoreError) as error:
         fail(str(error), Exit.MISUSED)
-    app = Gateway(resolved, replicas, Keys(keys))
     listener = serving.listen("0.0.0.0" if contained else edge.host, port or edge.port)
     serving.serve(
         app,

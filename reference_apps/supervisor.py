@@ -34,9 +34,11 @@ from reference_apps.drills import drill
 from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.member import LaunchError, Member, write_atomically
 from reference_apps.launchers.process import ProcessLauncher
+from reference_apps.queue_fleet import QueueFleet
 from reference_apps.restarting import Steps, rolling
-from reference_apps.up import Up, runs_folder, state_file
+from reference_apps.up import Up, queue_folder, runs_folder, state_file
 from reference_apps.webhook import WebhookError, address
+from stages.policies.autoscaling import Fleet
 from stages.spec import Stage, load_stage
 
 LOOK_S = 0.05
@@ -159,8 +161,8 @@ def supervise(folder: Path, stopping: threading.Event, on: str = "process") -> N
     state, written = state_file(stage.name), ""
     me, since = psutil.Process(), time.time()
     who = {"supervisor_pid": me.pid, "supervisor_created": me.create_time(), "since": since, "on": on}
-    with _alone(stage.name), _launcher(on)(stage, folder) as launcher, alerts.watching(launcher):
-        autoscaler = Autoscaler(stage.scaling, ScaledFleet(launcher), folder) if stage.scaling is not None else None
+    with _alone(stage.name), _made(on, stage, folder) as launcher, alerts.watching(launcher):
+        autoscaler = Autoscaler(stage.scaling, _fleet(launcher), folder) if stage.scaling is not None else None
         supervisor = Supervisor(launcher, Inbox(folder), autoscaler)
         try:
             while True:
@@ -174,6 +176,18 @@ def supervise(folder: Path, stopping: threading.Event, on: str = "process") -> N
         finally:
             supervisor.refuse_all()
             state.unlink(missing_ok=True)
+
+
+def _made(on: str, stage: Stage, folder: Path) -> Launcher:
+    """The stage's launcher. What a queue has accepted outlives `rung down`: it is not in the folder of the run."""
+    launcher = _launcher(on)(stage, folder)
+    if stage.queue is not None:
+        launcher.queue_folder = queue_folder(stage.name)
+    return launcher
+
+
+def _fleet(launcher: Launcher) -> Fleet:
+    return ScaledFleet(launcher) if launcher.stage.queue is None else QueueFleet(launcher)
 
 
 def _launcher(on: str) -> type[Launcher]:
@@ -193,12 +207,14 @@ def _described(stage: Stage, launcher: Launcher, who: dict[str, Any]) -> Up:
         replicas=[_row(replica) for replica in launcher.replicas],
         **who,
         gateway=None if gateway is None else _row(gateway),
+        cache=None if launcher.cache is None else _row(launcher.cache),
         lives=[tuple(life) for life in launcher.lives()],
     )
 
 
 def _row(member: Member) -> dict[str, str | int]:
-    row: dict[str, str | int] = {"pid": member.pid, "port": member.port, "url": member.url, "state": member.state}
+    row: dict[str, str | int] = {"name": member.name, "pid": member.pid, "port": member.port, "url": member.url}
+    row["state"] = member.state
     return row if member.number < 0 else {"replica": member.number, **row, "device": member.device}
 
 

@@ -38,13 +38,14 @@ class Up:
     replicas: list[dict[str, Any]]  # replica, pid, port, url, state, device
     since: float  # seconds since the epoch
     gateway: dict[str, Any] | None = None  # pid, port, url, state
+    cache: dict[str, Any] | None = None  # the same, of the server of its cache, where it has one of its own
     on: str = "process"  # what its replicas are: processes, or containers ("docker")
     lives: list[Any] = field(default_factory=list)  # as launchers.member.Life, of every replica that there ever was
 
     @property
     def pids(self) -> tuple[int, ...]:
         """The processes of the stack, without the supervisor."""
-        members = [*self.replicas, *([self.gateway] if self.gateway is not None else [])]
+        members = [*self.replicas, *(member for member in (self.gateway, self.cache) if member is not None)]
         return tuple(int(member["pid"]) for member in members)
 
     @property
@@ -161,6 +162,11 @@ def stop(up: Up, timeout_s: float) -> bool:
         os.kill(up.supervisor_pid, signal.SIGKILL)  # its replicas notice the end of their pipe and drain
     state_file(up.stage).unlink(missing_ok=True)
     return False
+
+
+def queue_folder(stage_name: str) -> Path:
+    """Where the queue of a stage that is started by its name is kept, from one start to the next."""
+    return runs_folder() / "queues" / stage_name
 
 
 def state_file(stage_name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -130,7 +131,7 @@ def _notes(stage: Stage, calibration: Calibration | None, offered_rps: float, ca
     from simulator.run import beyond_calibration
 
     notes = [NO_CALIBRATION] if calibration is None else beyond_calibration(stage, calibration)
-    if offered_rps > capacity_rps and stage.traffic.loop == "open":
+    if offered_rps > capacity_rps and stage.traffic.loop == "open" and stage.cache is None:
         notes.append(
             f"{offered_rps:.1f} requests per second are more than the capacity of {capacity_rps:.1f}: "
             "the queue fills and the rest is refused."
@@ -145,7 +146,7 @@ def _print(stage: Stage, result: dict[str, Any]) -> None:
     table.add_column("metric")
     table.add_column("predicted", justify="right")
     for name, value in result["metrics"].items():
-        table.add_row(name, f"{value:.5g}")
+        table.add_row(name, "-" if math.isnan(value) else f"{value:.5g}")
     out.print(f"[bold]{stage.name}[/bold] on {result['device']}, seed {result['seed']}")
     out.print(
         f"{result['requests']:,} requests in {result['window_s']:g} s, {result['rate_rps']:.1f} per second; "

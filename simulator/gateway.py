@@ -1,32 +1,33 @@
 """One address in front of the replicas, event by event: admission, who gets a request, what is tried again.
 
-    submit ─▶ event loop ─▶ room? ─▶ Balancer ─ forward ─▶ Replica ─ back ─▶ event loop ─▶ again? ─ reply ─▶ settled
-              one server,    │ gateway_full                                  the same one    │
-              first come     │ no_replica                      ◀── another replica, in the budget
-              first served
+    submit ─▶ event loop ─▶ kept? ─▶ room? ─▶ Balancer ─ forward ─▶ Replica ─ back ─▶ event loop ─▶ again? ─▶ settled
+              one server,    │ hit     │ gateway_full                                 the same one    │
+              first come,    │         │ no_replica                     ◀── another replica, in the budget
+              first served   └─▶ reply └─ joined: waits for its leader
 
 Each request takes the event loop twice, half of `busy_s` each time, on its way in and on its way back; that is how a
-gateway fills up. The hops around it are those of low load, less that share. Twin: reference_apps/gateway.py; the
-decisions are in stages/policies. A replica that is there passes its probes; simulator/probes.py asks where one may not.
+gateway fills up. A kept answer takes it once, for `hit_busy_s`; one that waits for another's takes half of that twice.
+The hops around it are those of low load, less that share. Twin: reference_apps/gateway.py; the decisions are in
+stages/policies. A replica that is there passes its probes; simulator/probes.py asks where one may not.
 Not modelled: the making of connections, bodies that come late, and keys and TLS beyond what they cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from heapq import heappop, heappush
 from math import inf, nan
 
-import numpy as np
 from simpy import Environment, Event
 
-from simulator.clock import At
+from simulator.cached_path import CachedPath
 from simulator.device import Device
-from simulator.host import Hop, Host
+from simulator.event_loop import EventLoop, at
+from simulator.host import Hop, Host, less
 from simulator.line import Line
+from simulator.members import Member
 from simulator.outcomes import GatewayLog, Life
+from simulator.passages import Passage, Waits, log_of
 from simulator.replica import Replica, Settled
 from stages.calibration import GatewayCosts, HostCosts
 from stages.policies import admission as admits
@@ -37,51 +38,6 @@ from stages.policies.retrying import RetryBudget, safe_to_retry
 from stages.spec import Stage
 
 __all__ = ["Gateway"]
-
-
-@dataclass(slots=True, eq=False)
-class _Passage:
-    """One request on its way through. Times in seconds, NaN for what has not come."""
-
-    request: int
-    key: int | str
-    leaves_s: float
-    in_s: float = nan
-    sent_s: float = nan  # of the last try, as are the two below
-    arrived_s: float = nan
-    replica: int = -1
-    tried: tuple[int, ...] = ()
-    out_s: float = nan
-    replied_s: float = inf
-    reason: str = "unfinished"
-    over: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """A replica as its gateway knows it."""
-
-    replica: Replica
-    host: Host
-    line: Line
-    health: Health
-    started_s: float
-    ready_s: float
-    outstanding: int = 0  # requests that were sent there and are not back
-    sent: int = 0  # all that ever were
-    gone: Event | None = None  # of one that is leaving: fires when it has left
-    left_s: float | None = None
-    held_s: float = 0.0  # what requests have spent there, all together, up to `counted_s`
-    counted_s: float = 0.0
-
-    def count(self, change: int, now_s: float) -> None:
-        """So many more requests are there from now on."""
-        self.held_s, self.counted_s = self.held_until_s(now_s), now_s
-        self.outstanding += change
-
-    def held_until_s(self, now_s: float) -> float:
-        """Seconds that requests have spent there, all together, those that are there still included."""
-        return self.held_s + self.outstanding * (now_s - self.counted_s)
 
 
 class Gateway:
@@ -112,14 +68,14 @@ class Gateway:
         costs = costs or GatewayCosts(
             forward_quantiles_s=host.send_quantiles_s, back_quantiles_s=host.reply_quantiles_s
         )
+        self._loop = EventLoop(env)
         self._visit_s = costs.busy_s / 2
-        self._free_s = -inf  # when the event loop has done what it was given
-        self.from_clients = Hop(_less(costs.send_quantiles_s, self._visit_s), seed, "gateway send")
+        self.from_clients = Hop(less(costs.send_quantiles_s, self._visit_s), seed, "gateway send")
         self._to_clients = Hop(costs.reply_quantiles_s, seed, "gateway reply")
         self._host = host.model_copy(
             update={
                 "send_quantiles_s": costs.forward_quantiles_s,
-                "reply_quantiles_s": _less(costs.back_quantiles_s, self._visit_s),
+                "reply_quantiles_s": less(costs.back_quantiles_s, self._visit_s),
             }
         )
         self._balancer = Balancer(config.policy, seed, config.sticky_load_bound)
@@ -128,9 +84,11 @@ class Gateway:
         self._ejections_until_s = -inf
         self._full: set[int] = set()  # those with all the requests that they may have
         self._unready: set[int] = set()  # those whose probes say so
-        self._passages: list[_Passage] = []
-        self._due: list[tuple[float, int]] = []  # a heap of (when the wait is over, request)
-        self._alarm_s = inf  # when the first of them is looked at
+        self._passages: list[Passage] = []
+        self._waits = Waits(env, self._give_up)
+        self._cached = None
+        if stage.cache is not None:
+            self._cached = CachedPath(stage, env, self._loop, costs, seed, self._send_on, self._end)
 
     def join(self, number: int, device: Device, started_s: float | None = None) -> Replica:
         """A replica on that device is ready from now on; it was started at `started_s`. Gives back the replica."""
@@ -170,26 +128,19 @@ class Gateway:
             self._lost(number, passage.request, "upstream_lost", True)
 
     def submit(self, request: int, key: int | str = 0, leaves_s: float = inf) -> None:
-        """Request number `request` is at the gateway now; numbers come in order, from 0. `key` is for sticky ones.
+        """Request number `request` is at the gateway now; numbers come in order, from 0. `key` is what it is for:
+        sticky balancing goes by it, and so does the cache.
 
         Its client goes away at `leaves_s` if it has no answer by then.
         """
-        passage = _Passage(request, key, leaves_s)
+        passage = Passage(request, key, leaves_s)
         self._passages.append(passage)
-        self._on_loop(lambda: self._read(passage))
+        seconds = self._visit_s if self._cached is None else partial(self._cached.look, passage)
+        self._loop.do(seconds, partial(self._read, passage))
 
     def log(self) -> GatewayLog:
         """What became of the requests so far."""
-        passages = self._passages
-        return GatewayLog(
-            in_s=np.array([p.in_s for p in passages], dtype=np.float64),
-            arrived_s=np.array([p.arrived_s for p in passages], dtype=np.float64),
-            out_s=np.array([p.out_s for p in passages], dtype=np.float64),
-            replied_s=np.array([p.replied_s for p in passages], dtype=np.float64),
-            reasons=[p.reason for p in passages],
-            replicas=np.array([p.replica for p in passages], dtype=np.int64),
-            tries=np.array([len(p.tried) for p in passages], dtype=np.int64),
-        )
+        return log_of(self._passages)
 
     def lives(self) -> list[Life]:
         """What each replica did, those that left first."""
@@ -201,16 +152,24 @@ class Gateway:
 
     # ---- in ----
 
-    def _read(self, passage: _Passage) -> None:
-        """The event loop has read the request: is there room, and who gets it?"""
+    def _read(self, passage: Passage) -> None:
+        """The event loop has read the request: is it answered by now, is there room, and who gets it?"""
         now_s = passage.in_s = self._env.now
         self.arrived += 1
-        if not admits.room(self.in_flight, self._config.max_in_flight):
-            self._answer(passage, "gateway_full")
-            return
-        self.in_flight += 1
+        if self._cached is not None and passage.cache == "hit":
+            self._answer(passage, "", self._cached.to_clients or self._to_clients)
+        elif not admits.room(self.in_flight, self._config.max_in_flight):
+            self._answer(passage, "gateway_full", self._to_clients)
+        else:
+            self.in_flight += 1
+            self._waits.add(min(now_s + self._config.upstream_timeout_s, max(now_s, passage.leaves_s)), passage)
+            if passage.cache != "joined":
+                self._send_on(passage)
+
+    def _send_on(self, passage: Passage) -> None:
+        """The request is computed, if anybody can be had for it."""
+        now_s = self._env.now
         self._budget.note_request(now_s)
-        self._watch(min(now_s + self._config.upstream_timeout_s, max(now_s, passage.leaves_s)), passage)
         choosable = self._choosable(())
         if choosable:
             self._forward(passage, choosable)
@@ -230,7 +189,7 @@ class Gateway:
             if number not in tried and admits.room(count, most) and members[number].health.in_rotation(now_s)
         }
 
-    def _forward(self, passage: _Passage, choosable: Mapping[int, int]) -> None:
+    def _forward(self, passage: Passage, choosable: Mapping[int, int]) -> None:
         """Sends the request to the replica that the policy names."""
         now_s = self._env.now
         number = self._balancer.choose(passage.key, choosable, now_s)
@@ -242,14 +201,14 @@ class Gateway:
         member.sent += 1
         self._count(number, +1)
         line, request, deadline_s = member.line, passage.request, self._left_s(passage, now_s)
-        self._at(arrives_s, lambda: line.reach(request, deadline_s, member.outstanding))
+        at(self._env, arrives_s, lambda: line.reach(request, deadline_s, member.outstanding))
 
     def _enter(self, replica: Replica, request: int, deadline_s: float) -> None:
         """The request is in the replica, which has decoded it."""
         self._passages[request].arrived_s = self._env.now
         replica.submit(request, deadline_s)
 
-    def _left_s(self, passage: _Passage, now_s: float) -> float:
+    def _left_s(self, passage: Passage, now_s: float) -> float:
         """The deadline that goes with the request: what is left of the stage's own, and no more than is waited for."""
         deadline_s, timeout_s = self._stage.admission.deadline_s, self._config.upstream_timeout_s
         return timeout_s if deadline_s is None else max(0.001, min(timeout_s, deadline_s - (now_s - passage.in_s)))
@@ -262,20 +221,20 @@ class Gateway:
 
         def is_there() -> None:
             if not passage.over:
-                self._on_loop(lambda: self._back(passage, number, reason, sent=True))
+                self._loop.do(self._visit_s, lambda: self._back(passage, number, reason, sent=True))
 
         def comes() -> None:
             member = self.members.get(number)
             is_there() if member is None else member.line.back(is_there)
 
-        self._at(back_s, comes)
+        at(self._env, back_s, comes)
 
     def _lost(self, number: int, request: int, reason: str, sent: bool) -> None:
         """There will be no answer from the replica."""
         passage = self._passages[request]
-        self._on_loop(lambda: self._back(passage, number, reason, sent))
+        self._loop.do(self._visit_s, lambda: self._back(passage, number, reason, sent))
 
-    def _back(self, passage: _Passage, number: int, reason: str, sent: bool) -> None:
+    def _back(self, passage: Passage, number: int, reason: str, sent: bool) -> None:
         """The event loop has read it, unless nobody waits for it any more: try again, or tell the client."""
         if passage.over or passage.replica != number:
             return
@@ -288,13 +247,13 @@ class Gateway:
             self._end(passage, "upstream_lost" if reason == "connection" else reason)
         self._go_if_done(number)
 
-    def _release(self, passage: _Passage, ok: bool) -> None:
+    def _release(self, passage: Passage, ok: bool) -> None:
         """The request is not at its replica any more."""
         now_s = self._env.now
         self._count(passage.replica, -1)
         self._balancer.done(passage.replica, now_s - passage.sent_s, ok, now_s)
 
-    def _may_be_repeated(self, passage: _Passage, reason: str, sent: bool) -> bool:
+    def _may_be_repeated(self, passage: Passage, reason: str, sent: bool) -> bool:
         return len(passage.tried) <= self._config.retries_max and safe_to_retry(reason, sent)
 
     def _note_health(self, number: int, ok: bool) -> None:
@@ -302,19 +261,21 @@ class Gateway:
         member.health = member.health.after_request(ok, now_s)
         self._ejections_until_s = max(self._ejections_until_s, member.health.ejected_until_s)
 
-    def _end(self, passage: _Passage, reason: str) -> None:
+    def _end(self, passage: Passage, reason: str) -> None:
         self.in_flight -= 1
-        self._answer(passage, reason)
+        self._answer(passage, reason, self._to_clients)
 
-    def _answer(self, passage: _Passage, reason: str) -> None:
+    def _answer(self, passage: Passage, reason: str, to_client: Hop) -> None:
         """The answer or refusal goes to the client now."""
         now_s = passage.out_s = self._env.now
         passage.reason, passage.over = reason, True
         if not reason:
             self.latencies.add(now_s - passage.in_s)
-        passage.replied_s = now_s + self._to_clients.one_s(passage.request)
+        passage.replied_s = now_s + to_client.one_s(passage.request)
         if self._settled is not None:
             self._settled(passage.request, passage.replied_s, reason)
+        if self._cached is not None:
+            self._cached.over(passage)
 
     def _count(self, number: int, change: int) -> None:
         """Keeps the outstanding of a replica, one that is leaving too."""
@@ -338,62 +299,22 @@ class Gateway:
             self._balancer.forget(number)
             member.gone.succeed()
 
-    # ---- time ----
-
-    def _on_loop(self, work: Callable[[], None]) -> None:
-        """Has the event loop do this, after all that it was given before."""
-        self._free_s = max(self._free_s, self._env.now) + self._visit_s
-        self._at(self._free_s, work)
-
-    def _at(self, time_s: float, work: Callable[[], object]) -> None:
-        """Has this done then; what takes no time is done at once."""
-        if time_s == self._env.now:
-            work()
-        else:
-            At(self._env, time_s).add_callback(lambda _: work())
-
-    def _watch(self, due_s: float, passage: _Passage) -> None:
-        """Ends the wait for an answer at `due_s`."""
-        heappush(self._due, (due_s, passage.request))
-        self._set_alarm()
-
-    def _set_alarm(self) -> None:
-        if self._due and self._due[0][0] < self._alarm_s:
-            self._alarm_s = self._due[0][0]
-            At(self._env, self._alarm_s).add_callback(lambda _: self._ring())
-
-    def _ring(self) -> None:
-        """Ends the waits that are over by now; those that have their answer are passed over."""
-        now_s = self._env.now
-        if now_s != self._alarm_s:
-            return
-        self._alarm_s = inf
-        while self._due:
-            due_s, request = self._due[0]
-            passage = self._passages[request]
-            if not passage.over and due_s > now_s:
-                break
-            heappop(self._due)
-            if not passage.over:
-                self._give_up(passage)
-        self._set_alarm()
-
-    def _give_up(self, passage: _Passage) -> None:
+    def _give_up(self, passage: Passage) -> None:
         """Nobody waits for this request any more: its client has gone, or the gateway has waited long enough.
 
         The replica does not hear of it, and does the work.
         """
-        number = passage.replica
-        self._release(passage, ok=False)
-        if self._env.now >= passage.leaves_s:
+        number, left = passage.replica, self._env.now >= passage.leaves_s
+        if number >= 0:
+            self._release(passage, ok=False)
+            if not left:
+                self._note_health(number, ok=False)
+        if not left:
+            self._end(passage, "upstream_timeout")
+        else:
             self.in_flight -= 1
             passage.reason, passage.over = "client_timeout", True
-        else:
-            self._note_health(number, ok=False)
-            self._end(passage, "upstream_timeout")
-        self._go_if_done(number)
-
-
-def _less(quantiles_s: Sequence[float], share_s: float) -> tuple[float, ...]:
-    """The quantiles without the share that is modelled by itself; never below 0."""
-    return tuple(max(0.0, quantile_s - share_s) for quantile_s in quantiles_s)
+            if self._cached is not None:
+                self._cached.over(passage)
+        if number >= 0:
+            self._go_if_done(number)

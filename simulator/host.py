@@ -92,3 +92,8 @@ class Host:
     def refusal_s(self, refused_s: float, request: int) -> float:
         """`refusals_s` for one refusal."""
         return refused_s + self._refusal.one_s(request)
+
+
+def less(quantiles_s: Sequence[float], share_s: float) -> tuple[float, ...]:
+    """The quantiles without the share that is modelled by itself; never below 0."""
+    return tuple(max(0.0, quantile_s - share_s) for quantile_s in quantiles_s)

@@ -20,7 +20,7 @@ import polars as pl
 
 from simulator.draws import Floats
 from simulator.host import Host, Ints
-from stages.records import BATCHES, OUTCOMES, REASONS, REPLICAS, REQUESTS, Records
+from stages.records import BATCHES, CACHE, OUTCOMES, REASONS, REPLICAS, REQUESTS, Records
 
 ANSWERED, QUEUE_FULL, DEADLINE, CLIENT_TIMEOUT = (
     REASONS.index(name) for name in ("", "queue_full", "deadline", "client_timeout")
@@ -69,6 +69,7 @@ class GatewayLog:
     reasons: list[str]  # of stages.records.REASONS
     replicas: Ints  # the last that it was sent to; -1 for none
     tries: Ints
+    caches: list[str]  # of stages.records.CACHE
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def to_records(
         "gateway_out_s": _never(scheduled_s.size, pl.Float64),
         "replica": np.zeros(scheduled_s.size, dtype=np.int64),
         "tries": _never(scheduled_s.size, pl.Int64),
+        "cache": _enum(CACHE, np.zeros(scheduled_s.size, dtype=np.int8)),
     }
     lives = [Life(0, device_label, log)]
     return _records(scheduled_s, items, columns, replied_s, reason, lives, timeout_s, window_s)
@@ -133,6 +135,7 @@ def fleet_records(
         "gateway_out_s": pl.Series(log.out_s, nan_to_null=True),
         "replica": pl.select(pl.when(replicas >= 0).then(replicas)).to_series(),
         "tries": log.tries,
+        "cache": pl.Series(log.caches, dtype=pl.Enum(CACHE)),
     }
     return _records(scheduled_s, items, columns, log.replied_s, reason, lives, timeout_s, window_s)
 

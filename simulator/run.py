@@ -241,10 +241,10 @@ class Users:
 
 
 def capacity_rps(stage: Stage, calibration: Calibration | None = None) -> float:
-    """The most requests per second that the replicas serve together, and no more than the gateway's loop passes on.
+    """The most requests per second that the replicas compute together, and no more than the gateway's loop passes on.
 
-    A replica's is the best of n / (service time + gap) over batch sizes n. Raises ValueError when nothing says how
-    long a batch takes.
+    A replica's is the best of n / (service time + gap) over batch sizes n. What a cache answers comes on top. Raises
+    ValueError when nothing says how long a batch takes.
     """
     fleet_rps = sum(_replica_rps(of_replica(stage, n), calibration) for n in range(stage.fleet.replicas))
     busy_s = calibration.gateway.busy_s if stage.gateway and calibration and calibration.gateway else 0.0
@@ -275,6 +275,8 @@ def beyond_calibration(stage: Stage, calibration: Calibration) -> list[str]:
         notes.append(f"Calibrated with the model {calibration.model}, not with {model}.")
     if stage.gateway is not None and calibration.gateway is None:
         notes.append("Calibrated without a gateway: the time that it takes itself is left out.")
+    elif stage.cache is not None and calibration.gateway is not None and calibration.gateway.hit_busy_s is None:
+        notes.append("Calibrated without a cache: a kept answer is taken to cost the gateway half of a computed one.")
     rate_rps, low_rps = mean_rate_rps(stage.traffic), calibration.low_load_rate_rps
     if rate_rps is not None and rate_rps < low_rps:
         notes.append(

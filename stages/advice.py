@@ -5,9 +5,16 @@ The rules themselves (bounds, choices, patterns) stand beside the keys in stages
 
 from __future__ import annotations
 
-from stages import alert_advice, cost_advice, fleet_advice, scaling_advice
+from stages import alert_advice, cache_advice, cost_advice, fleet_advice, queue_advice, scaling_advice
 
-_UNIT_OF_ENDING = {"_s": "seconds", "_rps": "requests per second", "_px": "pixels", "_bytes": "bytes", "_mib": "MiB"}
+_UNIT_OF_ENDING = {
+    "_s": "seconds",
+    "_rps": "requests per second",
+    "_px": "pixels",
+    "_bytes": "bytes",
+    "_mib": "MiB",
+    "_gib": "GiB",
+}
 _UNIT_OF_KEY = {
     "max_batch_size": "requests",
     "max_queue_length": "requests",
@@ -23,6 +30,7 @@ _UNIT_OF_KEY = {
     "rate_rps_after": "requests per second",
     **fleet_advice.UNITS,
     **cost_advice.UNITS,
+    **queue_advice.UNITS,
 }
 
 _NO_RATE = ("Nothing would arrive.", "Give the rate in requests per second.")
@@ -40,6 +48,10 @@ ADVICE: dict[str, tuple[str, str]] = {
     "model.version": ("Every answer names the version that gave it.", 'Write version = "1".'),
     "model.weights": ("The model would have no weights.", "Give the path of a .safetensors file."),
     "model.image_size_px": ("resnet50 halves an image five times.", "Use 224 as ImageNet does."),
+    "model.memory_gib": (
+        "A model takes some of the memory of its GPU.",
+        "Use what `nvidia-smi` shows while it computes.",
+    ),
     "device": ("The model would have nowhere to run.", 'Write [device] with kind = "cpu".'),
     "device.kind": (
         "It says what runs the batches.",
@@ -54,6 +66,7 @@ ADVICE: dict[str, tuple[str, str]] = {
         "Use 1.0 for the profile's own pace.",
     ),
     "device.cpu_threads": ("PyTorch needs a thread to compute with.", "Use 1 on a laptop that does more."),
+    "device.memory_gib": ("A GPU without memory holds no model.", "Use what `nvidia-smi` shows, 8.0 for instance."),
     "batching": ("It says when a batch leaves.", "Leave [batching] out to serve one request at a time."),
     "batching.max_batch_size": ("A batch without a request never leaves.", "Use 1 for no batching."),
     "batching.batch_wait_timeout_s": (
@@ -127,6 +140,8 @@ ADVICE: dict[str, tuple[str, str]] = {
     **alert_advice.ADVICE,
     **scaling_advice.ADVICE,
     **cost_advice.ADVICE,
+    **cache_advice.ADVICE,
+    **queue_advice.ADVICE,
 }
 
 # The same for values that are too high, where more can be said than that it must be a slip.
@@ -134,6 +149,8 @@ TOO_HIGH: dict[str, tuple[str, str]] = {
     **fleet_advice.TOO_HIGH,
     **alert_advice.TOO_HIGH,
     **scaling_advice.TOO_HIGH,
+    **cache_advice.TOO_HIGH,
+    **queue_advice.TOO_HIGH,
     "slo.share": ("No service keeps a promise to every single request.", "Use 0.95 for 95 %."),
     "traffic.rate.amplitude": ("The rate would fall below zero at night.", "Use 0.8."),
     "admission.max_queue_length": (

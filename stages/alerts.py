@@ -139,7 +139,9 @@ def latency_bounds_of(stage: Stage) -> tuple[float, ...]:
 
 def limits_of(stage: Stage) -> Limits:
     """What the signals of the stage's rules are measured against."""
-    return Limits(latency_bounds_of(stage), stage.slo.latency_s, stage.admission.max_queue_length)
+    queue = stage.queue
+    room = stage.admission.max_queue_length if queue is None else queue.max_depth
+    return Limits(latency_bounds_of(stage), stage.slo.latency_s, room, queue is not None)
 
 
 def in_words(rule: Rule, value: float | None = None) -> str:

@@ -47,6 +47,7 @@ class GatewayCosts(_Part):
     """Seconds that the host takes where a gateway stands between client and replica, at low load.
 
     scheduled ─ send ─▶ gateway ─ forward ─▶ in the queue … finished ─ back ─▶ gateway ─ reply ─▶ client
+                       gateway ─ hit reply ─▶ client                           what its cache has kept
     """
 
     send_quantiles_s: tuple[float, ...] = Field((0.0,), min_length=1)  # scheduled → read by the gateway
@@ -54,6 +55,9 @@ class GatewayCosts(_Part):
     back_quantiles_s: tuple[float, ...] = Field((0.0,), min_length=1)  # batch ends → first answer is at the gateway
     reply_quantiles_s: tuple[float, ...] = Field((0.0,), min_length=1)  # at the gateway → last byte at the client
     busy_s: float = 0.0  # of its event loop for one request, there and back: requests queue for it
+    # Of a kept answer, where there is a cache; None and empty: not measured.
+    hit_busy_s: float | None = None  # of its event loop, all of it
+    hit_reply_quantiles_s: tuple[float, ...] = ()  # read by the gateway → last byte at the client
 
 
 class Calibration(_Part):

@@ -158,6 +158,10 @@ def _summary(stage: Stage, overview: dict[str, Any]) -> list[str]:
         noun = "replica" if stage.fleet.replicas == 1 else "replicas"
         engine = ", by nginx" if gateway.engine == "nginx" else ""
         lines.append(f"Gateway: {gateway.policy} over {stage.fleet.replicas} {noun}{engine}")
+    if (cache := stage.cache) is not None:
+        lines.append(f"Cache: {cache.policy}, {cache.max_bytes:,} bytes, store {cache.store}")
+    if (queue := stage.queue) is not None:
+        lines.append(f"Queue: {queue.broker}, leases of {queue.lease_s:g} s, attempts at most {queue.attempts_max}")
     if (scaling := stage.scaling) is not None:
         lines.append(f"Scaling: {scaling.policy}, {scaling.min_replicas} to {scaling.max_replicas} replicas")
     if stage.cost is not None:
@@ -173,7 +177,8 @@ def _summary(stage: Stage, overview: dict[str, Any]) -> list[str]:
         f"about {requests:.0f} in {traffic.duration_s:g} s"
     )
     if load is not None:
-        lines.append(f"Load: {load:.2f} of the capacity{' (overload)' if load >= 1 else ''}")
+        spared = ", less what the cache answers" if stage.cache is not None else " (overload)" if load >= 1 else ""
+        lines.append(f"Load: {load:.2f} of the capacity{spared}")
     return lines
 
 

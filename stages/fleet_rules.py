@@ -12,6 +12,7 @@ from stages import catalogue, unread
 from stages.advice import amount
 from stages.fleet import NGINX_POLICIES, Fleet, Gateway, is_loopback
 from stages.problems import Problem, did_you_mean, shown
+from stages.queue import Queue
 from stages.scaling import Scaling
 from stages.spec import Batching, Device
 
@@ -26,9 +27,9 @@ def no_unread_gateway_keys(gateway: Gateway | None) -> Iterator[Problem]:
     return (key.problem() for key in unread.of_gateway(gateway) if key.given)
 
 
-def several_replicas_need_a_gateway(fleet: Fleet, gateway: Gateway | None) -> Iterator[Problem]:
-    """Clients know one address."""
-    if fleet.replicas > 1 and gateway is None:
+def several_replicas_need_a_gateway(fleet: Fleet, gateway: Gateway | None, queue: Queue | None) -> Iterator[Problem]:
+    """Clients know one address; workers are known to nobody, and fetch their work."""
+    if fleet.replicas > 1 and gateway is None and queue is None:
         yield Problem(
             "fleet.replicas",
             "must be 1 without a [gateway]",

@@ -26,6 +26,8 @@ METRICS = (
     "batch_size_mean",
     "device_throughput_ips",
     "utilisation",
+    "hit_ratio",
+    "joined_ratio",
 )
 
 
@@ -37,10 +39,12 @@ def summarise(records: Records, slo_latency_s: float) -> dict[str, float]:
     - `goodput_rps`: those of them within `slo_latency_s` of the scheduled time.
     - `shed_share`, `timed_out_share`, `failed_share`: of all requests of the schedule.
     - `latency_s_*`: scheduled send to last byte back, over all answers, also those after the window.
-    - `queue_wait_s_*`: arrival at the replica to the start of the batch, over all answers.
+    - `queue_wait_s_*`: arrival at the replica to the start of the batch, over all answers that were computed.
     - `batch_size_mean`: requests per batch, over batches that started within the window.
     - `device_throughput_ips`: items per second of device-busy time. `utilisation`: busy time within the
       window over the time that replicas were ready within it.
+    - `hit_ratio`, `joined_ratio`: requests whose answer was kept, and those that waited for that of another, over all
+      that were looked up in the gateway's cache. What is left over was computed, or refused.
     """
     requests, window_s = records.requests, records.window_s
     total = requests.height
@@ -61,7 +65,7 @@ def summarise(records: Records, slo_latency_s: float) -> dict[str, float]:
     result["latency_s_mean"] = float(latency_s.mean()) if latency_s.size else math.nan
     result["queue_wait_s_mean"] = float(queue_wait_s.mean()) if queue_wait_s.size else math.nan
     result["queue_wait_s_p95"] = _percentile(queue_wait_s, 95)
-    return result | _device_metrics(records)
+    return result | _device_metrics(records) | _cache_metrics(requests)
 
 
 def busy_s(batches: pl.DataFrame, start_s: float, end_s: float) -> float:
@@ -97,6 +101,16 @@ def _device_metrics(records: Records) -> dict[str, float]:
         "batch_size_mean": float(mean_size) if isinstance(mean_size, (int, float)) else math.nan,
         "device_throughput_ips": float(within["batch_size"].sum()) / occupied_s if occupied_s else math.nan,
         "utilisation": busy_s(batches, 0.0, window_s) / available_s if available_s else math.nan,
+    }
+
+
+def _cache_metrics(requests: pl.DataFrame) -> dict[str, float]:
+    found = requests["cache"]
+    hits, joined, misses = (int((found == how).sum()) for how in ("hit", "joined", "miss"))
+    looked_up = hits + joined + misses
+    return {
+        "hit_ratio": hits / looked_up if looked_up else math.nan,
+        "joined_ratio": joined / looked_up if looked_up else math.nan,
     }
 
 

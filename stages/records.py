@@ -34,6 +34,9 @@ REASONS = (
     "upstream_timeout",
 )
 
+# What a look into the gateway's cache gave: the answer, the wait for that of another request, or neither.
+CACHE = ("", "hit", "joined", "miss")
+
 _Columns = dict[str, pl.DataType | type[pl.DataType]]
 
 _REQUESTS: _Columns = {
@@ -53,6 +56,7 @@ _REQUESTS: _Columns = {
     "batch": pl.Int64,  # number of the batch on its replica
     "batch_size": pl.Int64,
     "tries": pl.Int64,  # replicas that the gateway sent it to, the last one included
+    "cache": pl.Enum(CACHE),  # empty where nobody looked; hits and joined ones were on no replica
 }
 _BATCHES: _Columns = {
     "replica": pl.Int64,
@@ -125,11 +129,15 @@ def write(records: Records, folder: Path) -> None:
 
 
 def read(folder: Path) -> Records:
-    """Reads back what `write` left in `folder`. Raises FileNotFoundError where a file is missing."""
+    """Reads back what `write` left in `folder`. Raises FileNotFoundError where a file is missing.
+
+    A folder of before there were caches says that nobody looked into one.
+    """
     metadata = pl.read_parquet_metadata(folder / "requests.parquet")
+    requests, nobody_looked = pl.read_parquet(folder / "requests.parquet"), pl.lit("", dtype=pl.Enum(CACHE))
     scaling = folder / "scaling.parquet"
     return Records(
-        requests=pl.read_parquet(folder / "requests.parquet"),
+        requests=requests if "cache" in requests.columns else requests.with_columns(cache=nobody_looked),
         batches=pl.read_parquet(folder / "batches.parquet"),
         replicas=pl.read_parquet(folder / "replicas.parquet"),
         window_s=float(metadata[_WINDOW]),

@@ -13,12 +13,24 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from stages import catalogue, cost_rules, fleet_rules, machine_rules, scaling_rules, unread
+from stages import (
+    cache_rules,
+    catalogue,
+    cost_rules,
+    fleet_rules,
+    machine_rules,
+    queue_rules,
+    scaling_rules,
+    sharing_rules,
+    unread,
+)
 from stages.alert_rules import burn_windows_hold_readings, windows_hold_readings
 from stages.alerts import Alerts
+from stages.cache import Cache
 from stages.capacity import fleet_capacity, largest
 from stages.fleet import Fleet
 from stages.problems import Problem, StageError, did_you_mean, shown
+from stages.queue import Queue
 from stages.scaling import Scaling
 from stages.spec import (
     Admission,
@@ -86,9 +98,9 @@ def no_unread_alerts_keys(alerts: Alerts) -> Iterator[Problem]:
     return (key.problem() for key in unread.of_alerts(alerts) if key.given)
 
 
-def no_unread_scaling_keys(scaling: Scaling | None) -> Iterator[Problem]:
+def no_unread_scaling_keys(scaling: Scaling | None, queue: Queue | None) -> Iterator[Problem]:
     """A key that nothing reads would look like a choice."""
-    return (key.problem() for key in unread.of_scaling(scaling) if key.given)
+    return (key.problem() for key in unread.of_scaling(scaling, queue) if key.given)
 
 
 def weights_are_safetensors(model: Model) -> Iterator[Problem]:
@@ -143,9 +155,9 @@ def batch_fits_profile(device: Device, batching: Batching, fleet: Fleet) -> Iter
         )
 
 
-def queue_holds_a_batch(batching: Batching, admission: Admission) -> Iterator[Problem]:
+def queue_holds_a_batch(batching: Batching, admission: Admission, queue: Queue | None) -> Iterator[Problem]:
     """A batch is taken out of the queue, and so can be no longer than it."""
-    if admission.max_queue_length < batching.max_batch_size:
+    if queue is None and admission.max_queue_length < batching.max_batch_size:
         yield Problem(
             "admission.max_queue_length",
             f"must be at least batching.max_batch_size ({batching.max_batch_size} requests)",
@@ -255,9 +267,20 @@ def run_has_requests(traffic: Traffic) -> Iterator[Problem]:
 
 
 def rate_is_below_capacity(
-    device: Device, batching: Batching, fleet: Fleet, scaling: Scaling | None, traffic: Traffic, overload: Any
+    device: Device,
+    batching: Batching,
+    fleet: Fleet,
+    scaling: Scaling | None,
+    cache: Cache | None,
+    traffic: Traffic,
+    overload: Any,
 ) -> Iterator[Problem]:
-    """More work than the devices can do is an error with its arithmetic, unless the stage says that it is meant."""
+    """More work than the devices can do is an error with its arithmetic, unless the stage says that it is meant.
+
+    What a cache leaves for the devices is known when it has run: nothing is said of it here.
+    """
+    if cache is not None:
+        return
     capacity, rate_rps = fleet_capacity(device, batching, largest(fleet, scaling)), _mean_rate_rps(traffic)
     if overload is not True and capacity is not None and rate_rps is not None and rate_rps >= capacity.rps:
         more = "batching.max_batch_size" if capacity.replicas == 1 else "the number of replicas"
@@ -291,6 +314,9 @@ RULES: tuple[Callable[..., Iterator[Problem]], ...] = (
     windows_hold_readings,
     burn_windows_hold_readings,
     *fleet_rules.RULES,
+    *cache_rules.RULES,
+    *queue_rules.RULES,
+    *sharing_rules.RULES,
     *machine_rules.RULES,
     *scaling_rules.RULES,
     *cost_rules.RULES,

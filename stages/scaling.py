@@ -17,7 +17,9 @@ from pydantic import Field
 from stages.table import Table
 
 ScalingPolicy = Literal["target-tracking", "keda", "scheduled", "step"]
-Metric = Literal["utilisation", "concurrency", "queue-depth", "rate", "latency-p95"]
+Metric = Literal["utilisation", "concurrency", "queue-depth", "rate", "latency-p95", "queue-age"]
+# Those that the queue of a stage with [queue] tells, whatever its workers say.
+QUEUE_METRICS: tuple[Metric, ...] = ("queue-depth", "queue-age")
 
 
 class ScaleUp(Table):
@@ -64,6 +66,9 @@ class Scaling(Table):
     `metric` is the mean over the ready replicas: device-busy share (utilisation), requests inside (concurrency),
     requests that wait (queue-depth), arrivals at the gateway per second (rate); or the 95th percentile of the
     gateway's latency in seconds. `target` is in the same unit.
+
+    With [queue] the replicas are workers, and the metric is the queue's: jobs that wait, `target` of them for a worker
+    (queue-depth), or how long the oldest has waited, in seconds (queue-age).
     """
 
     policy: ScalingPolicy = "target-tracking"

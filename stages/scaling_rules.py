@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from stages.fleet import Fleet, Gateway
-from stages.problems import Problem
-from stages.scaling import Scaling
+from stages.problems import Problem, shown
+from stages.queue import Queue
+from stages.scaling import QUEUE_METRICS, Scaling
 
 _SCRAPES_MAX = 1000
 
 
-def scaling_has_a_gateway(scaling: Scaling | None, gateway: Gateway | None) -> Iterator[Problem]:
-    """Clients without a gateway would not hear of new replicas, and nginx counts nothing by replica."""
-    if scaling is not None and gateway is None:
+def scaling_has_a_gateway(scaling: Scaling | None, gateway: Gateway | None, queue: Queue | None) -> Iterator[Problem]:
+    """Clients without a gateway would not hear of new replicas, and nginx counts nothing by replica.
+
+    Workers need to be heard of by nobody: they fetch their work.
+    """
+    if scaling is not None and gateway is None and queue is None:
         yield Problem(
             "scaling",
             "needs a [gateway]",
@@ -32,6 +36,28 @@ def scaling_has_a_gateway(scaling: Scaling | None, gateway: Gateway | None) -> I
             f'"{gateway.engine}"',
             "It does not tell how many requests are inside each replica.",
             'Use engine = "rung", or remove [scaling].',
+        )
+
+
+def metric_can_be_read(scaling: Scaling | None, queue: Queue | None) -> Iterator[Problem]:
+    """A queue tells how long it is and how old; the other metrics are those of requests that somebody waits for."""
+    if scaling is None or scaling.policy == "scheduled":
+        return
+    if queue is not None and scaling.metric not in QUEUE_METRICS:
+        yield Problem(
+            "scaling.metric",
+            'must be "queue-depth" or "queue-age" where there is a [queue]',
+            shown(scaling.metric),
+            "Nobody sends requests to workers: there is nothing of it to measure.",
+            'Use "queue-depth" for so many waiting jobs a worker, "queue-age" for how long a job may wait.',
+        )
+    if queue is None and scaling.metric == "queue-age":
+        yield Problem(
+            "scaling.metric",
+            'must not be "queue-age" without a [queue]',
+            shown(scaling.metric),
+            "Requests that somebody waits for have no queue in common.",
+            'Use "latency-p95", or write [queue].',
         )
 
 
@@ -190,6 +216,7 @@ def intervals_fit(scaling: Scaling | None) -> Iterator[Problem]:
 
 RULES: tuple[Callable[..., Iterator[Problem]], ...] = (
     scaling_has_a_gateway,
+    metric_can_be_read,
     fleet_is_within_scaling,
     policy_has_its_numbers,
     share_can_be_exceeded,

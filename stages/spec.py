@@ -22,10 +22,12 @@ import tomli_w
 from pydantic import Field, ValidationError
 
 from stages.alerts import Alerts, Logs
+from stages.cache import Cache
 from stages.cost import Cost
 from stages.fleet import Fleet, Gateway
 from stages.machine import Machine
 from stages.problems import Problem, StageError, did_you_mean, from_pydantic, shown
+from stages.queue import Queue
 from stages.scaling import Scaling
 from stages.table import Table
 
@@ -39,6 +41,7 @@ class Model(Table):
     version: str = Field("1", min_length=1)
     weights: str | None = None
     image_size_px: int | None = Field(None, ge=32, le=1024)  # resnet50 only, which takes 224 without it
+    memory_gib: float | None = Field(None, gt=0.0, le=10_000.0)  # of a GPU that workers share: what it takes there
 
 
 class Device(Table):
@@ -48,6 +51,7 @@ class Device(Table):
     profile: str | None = None  # of an emulated device: a name out of `rung devices`
     slowdown: float = Field(1.0, ge=1.0, le=1000.0)  # of an emulated device: every batch takes so many times longer
     cpu_threads: int = Field(1, ge=1, le=1024)
+    memory_gib: float | None = Field(None, gt=0.0, le=10_000.0)  # of a GPU that workers share: how much it has
 
 
 class Batching(Table):
@@ -131,11 +135,13 @@ Rate = Annotated[ConstantRate | RampRate | StepRate | SpikeRate | DiurnalRate | 
 
 
 class Items(Table):
-    """What is asked for: one of `count` inputs, all alike or by Zipf's law with an exponent."""
+    """What is asked for: one of `count` inputs, all alike or by Zipf's law, in which ranks may be exchanged."""
 
     popularity: Literal["uniform", "zipf"] = "uniform"
     count: int = Field(1000, ge=1, le=10_000_000)
     exponent: float = Field(1.0, gt=0.0, le=10.0)
+    drift_interval_s: float | None = Field(None, gt=0.0, le=1e7)
+    drift_share: float | None = Field(None, gt=0.0, le=1.0)  # of the items, which then exchange their ranks
 
 
 class Traffic(Table):
@@ -180,6 +186,8 @@ class Stage(Table):
     machine: Machine = Machine()
     fleet: Fleet = Fleet()
     gateway: Gateway | None = None  # without one, clients talk to the only replica themselves
+    cache: Cache | None = None  # without it, every answer is computed
+    queue: Queue | None = None  # without it, requests are answered at once
     scaling: Scaling | None = None  # without it, the fleet stays as it is
     cost: Cost | None = None  # without it, reports have no dollars
     traffic: Traffic

@@ -2,10 +2,10 @@
 
     unit-rate gaps ──cumulate──▶ operational time u ──invert Λ(t)──▶ arrival times ┐
     (stream "arrivals")                                (rate shape)                ├──▶ Schedule
-    popularity ─────────────────── items (stream "items") ─────────────────────────┘
+    popularity ── ranks (stream "items") ── who has the rank then (stream "drift") ┘
 
 Both worlds fire this same schedule, so that a difference between them is not the dice's. Not modelled:
-users who come back after a failure, and items whose popularity changes with time.
+users who come back after a failure, items that come and go, and one whose popularity grows without another's falling.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def schedule(traffic: Traffic, *, seed: int | None = None) -> Schedule:
     """
     seed = traffic.seed if seed is None else seed
     arrivals_s = _arrivals_s(traffic, seed)
-    items = _draw_items(traffic.items, stream(seed, "items"), arrivals_s.size)
+    ranks = _draw_ranks(traffic.items, stream(seed, "items"), arrivals_s.size)
+    items = _items_of(ranks, traffic.items, arrivals_s, seed)
     return Schedule(arrivals_s, items, traffic.duration_s)
 
 
@@ -80,7 +81,7 @@ def user_draws(traffic: Traffic, user: int, *, seed: int | None = None) -> Itera
     thinking, choosing = stream(seed, "think times", user), stream(seed, "user items", user)
     while True:
         think_s = thinking.exponential(traffic.think_time_s, _USER_BLOCK)
-        items = _draw_items(traffic.items, choosing, _USER_BLOCK)
+        items = _draw_ranks(traffic.items, choosing, _USER_BLOCK)
         yield from zip(think_s.tolist(), items.tolist(), strict=True)
 
 
@@ -272,13 +273,43 @@ def _steps(starts_s_and_rates_rps: list[tuple[float, float]], duration_s: float)
     return _PiecewiseLinear(edges_s, rates_rps, rates_rps)
 
 
-def _draw_items(items: Items, rng: np.random.Generator, size: int) -> Ints:
-    """`size` items; by Zipf's law item k has a probability proportional to 1 / (k + 1) ** exponent."""
+def popularity(items: Items) -> Floats:
+    """The share of the requests that is for the item of each rank, the most popular first; they add up to 1."""
+    if items.popularity == "uniform":
+        return np.full(items.count, 1 / items.count)
+    cumulative = _zipf_cumulative(items.count, items.exponent)
+    shares: Floats = np.diff(cumulative, prepend=0.0) / cumulative[-1]
+    return shares
+
+
+def _draw_ranks(items: Items, rng: np.random.Generator, size: int) -> Ints:
+    """`size` ranks; by Zipf's law rank k has a probability proportional to 1 / (k + 1) ** exponent."""
     if items.popularity == "uniform":
         return rng.integers(0, items.count, size, dtype=np.int64)
     cumulative = _zipf_cumulative(items.count, items.exponent)
     drawn = np.searchsorted(cumulative, rng.random(size) * cumulative[-1], side="right")
     return np.asarray(np.minimum(drawn, items.count - 1), dtype=np.int64)
+
+
+def _items_of(ranks: Ints, items: Items, arrivals_s: Floats, seed: int) -> Ints:
+    """Which item has each rank when it is asked for. Item k has rank k, as long as nothing drifts.
+
+    At the end of each interval some ranks are drawn, and the item of each goes to the next of them, in the order of
+    drawing: none of these stays where it was.
+    """
+    if items.drift_interval_s is None or items.drift_share is None or not ranks.size:
+        return ranks
+    rng = stream(seed, "drift")
+    moving = min(items.count, max(2, round(items.drift_share * items.count)))
+    ends_s = items.drift_interval_s * np.arange(1, int(arrivals_s[-1] / items.drift_interval_s) + 1)
+    holders, result = np.arange(items.count, dtype=np.int64), np.empty_like(ranks)
+    first = 0
+    for end in [*np.searchsorted(arrivals_s, ends_s).tolist(), ranks.size]:
+        result[first:end] = holders[ranks[first:end]]
+        drawn = rng.choice(items.count, moving, replace=False)
+        holders[drawn] = np.roll(holders[drawn], 1)
+        first = end
+    return result
 
 
 @lru_cache(maxsize=4)

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stages.alerts import Alerts
+from stages.cache import Cache
 from stages.fleet import Fleet, Gateway
 from stages.problems import Problem, StageError, shown
+from stages.queue import Queue
 from stages.scaling import Scaling
-from stages.spec import Device, Model, Stage, TraceRate, Traffic
+from stages.spec import Admission, Device, Model, Stage, TraceRate, Traffic
 from stages.table import Table
 
 
@@ -43,12 +45,16 @@ class Unread:
 def of_stage(stage: Stage) -> Iterator[Unread]:
     """Every key that nothing reads in this stage, whether the file has it or not."""
     yield from of_model(stage.model)
+    yield from of_shared_gpu(stage.model, stage.device, stage.queue)
+    yield from of_admission(stage.admission, stage.queue)
     yield from of_device(stage.device)
     yield from of_fleet(stage.fleet, stage.device)
     yield from of_gateway(stage.gateway)
+    yield from of_cache(stage.cache)
+    yield from of_queue(stage.queue)
     yield from of_traffic(stage.traffic)
     yield from of_alerts(stage.alerts)
-    yield from of_scaling(stage.scaling)
+    yield from of_scaling(stage.scaling, stage.queue)
 
 
 def of_model(model: Model) -> Iterator[Unread]:
@@ -56,6 +62,25 @@ def of_model(model: Model) -> Iterator[Unread]:
     if model.name != "resnet50":
         consequence = f"The input of {model.name} has one size."
         yield Unread("model.image_size_px", model, 'model.name "resnet50"', consequence, "Remove it.")
+
+
+def of_admission(admission: Admission, queue: Queue | None) -> Iterator[Unread]:
+    """The keys of [admission] that nothing reads: those of a queue in front of a device, where there is another."""
+    if queue is not None:
+        consequence = "Jobs wait in the queue, and workers take no more than a batch out of it."
+        remedy = "Remove it, or write queue.max_depth."
+        yield Unread("admission.max_queue_length", admission, "stages without a [queue]", consequence, remedy)
+
+
+def of_shared_gpu(model: Model, device: Device, queue: Queue | None) -> Iterator[Unread]:
+    """The keys of [model] and [device] about a GPU's memory, which workers alone share in turns."""
+    if queue is None:
+        consequence = "Whoever answers at once cannot wait for a turn on a GPU."
+        owners: tuple[tuple[str, Table], ...] = (("model", model), ("device", device))
+        for name, owner in owners:
+            yield Unread(
+                f"{name}.memory_gib", owner, "stages with a [queue]", consequence, "Remove it, or write [queue]."
+            )
 
 
 def of_device(device: Device) -> Iterator[Unread]:
@@ -100,6 +125,26 @@ def of_gateway(gateway: Gateway | None) -> Iterator[Unread]:
             yield unread(name, ours, consequence, instead)
 
 
+def of_cache(cache: Cache | None) -> Iterator[Unread]:
+    """The keys of [cache] that nothing reads: those of a store that is asked over a network."""
+    if cache is not None and cache.store != "redis":
+        consequence = "The gateway's own memory has no address, and is always there."
+        for name in ("url_env", "timeout_s", "down_s"):
+            remedy = 'Remove it, or set cache.store = "redis".'
+            yield Unread(f"cache.{name}", cache, 'cache.store "redis"', consequence, remedy)
+
+
+def of_queue(queue: Queue | None) -> Iterator[Unread]:
+    """The keys of [queue] that nothing reads: those of callbacks, where none can be signed."""
+    if queue is not None and queue.webhook_secret_env is None:
+        consequence = (
+            "Callbacks are signed, and there is nothing to sign them with: a job that asks for one is refused."
+        )
+        for name in ("webhook_attempts_max", "webhook_private"):
+            remedy = "Remove it, or write queue.webhook_secret_env."
+            yield Unread(f"queue.{name}", queue, "queue.webhook_secret_env", consequence, remedy)
+
+
 def of_traffic(traffic: Traffic) -> Iterator[Unread]:
     """The keys of [traffic] that nothing reads. Opens a trace to see whether it has rates or single arrivals."""
 
@@ -126,7 +171,12 @@ def of_traffic(traffic: Traffic) -> Iterator[Unread]:
     if traffic.items.popularity != "zipf":
         consequence, remedy = "All items are alike.", 'Remove it, or set traffic.items.popularity = "zipf".'
         belongs_to = 'traffic.items.popularity "zipf"'
-        yield unread("items.exponent", belongs_to, consequence, remedy, traffic.items)
+        for name in ("exponent", "drift_interval_s", "drift_share"):
+            yield unread(f"items.{name}", belongs_to, consequence, remedy, traffic.items)
+    elif traffic.loop == "closed":
+        consequence, remedy = "In a closed loop nobody knows when a request will come.", "Remove it."
+        for name in ("drift_interval_s", "drift_share"):
+            yield unread(f"items.{name}", 'traffic.loop "open"', consequence, remedy, traffic.items)
 
 
 def of_alerts(alerts: Alerts) -> Iterator[Unread]:
@@ -151,7 +201,7 @@ _READ_BY: dict[str, tuple[str, ...]] = {
 }
 
 
-def of_scaling(scaling: Scaling | None) -> Iterator[Unread]:
+def of_scaling(scaling: Scaling | None, queue: Queue | None) -> Iterator[Unread]:
     """The keys of [scaling] that nothing reads: those of other policies."""
     if scaling is None:
         return
@@ -160,6 +210,9 @@ def of_scaling(scaling: Scaling | None) -> Iterator[Unread]:
             owners = " or ".join(f'"{policy}"' for policy, names in _READ_BY.items() if name in names)
             consequence = f'The policy "{scaling.policy}" does not read it.'
             yield Unread(f"scaling.{name}", scaling, f"scaling.policy {owners}", consequence, "Remove it.")
+    if scaling.policy == "keda" and queue is not None:
+        consequence = "With a queue, any job in it makes the first worker."
+        yield Unread("scaling.activation_rps", scaling, "stages without a [queue]", consequence, "Remove it.")
     if scaling.policy == "step" and scaling.below is None:
         consequence = "Without a bound below no replica ever goes."
         yield Unread("scaling.factor_down", scaling, "scaling.below", consequence, "Remove it, or write scaling.below.")

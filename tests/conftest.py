@@ -90,6 +90,15 @@ def nginx_image(engine: Any) -> str:
     return docker_image.NGINX_IMAGE
 
 
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis-compatible server that fsyncs before it answers; every test takes a name of its own."""
+    from tests.redis_server import redis_server
+
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What may not run beside each other goes to one worker: the tests of a file, which share what they started, and

@@ -42,6 +42,7 @@ class FakeReplica:
     number: int
     port: int = 0
     answer: str | tuple[int, str] = (200, "")
+    then: tuple[int, str] = (200, "")  # what it says to a request that it held, once that is released
     ready: bool = True
     hangs: bool = False  # takes connections and says nothing, to probes neither
     asked: list[Headers] = field(default_factory=list)  # headers of each POST /predict, lower-case
@@ -116,7 +117,7 @@ class FakeReplica:
             gone.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await gone
-            answer = (200, "")
+            answer = self.then
         if answer == "lose":
             return False
         if answer == "garble":

@@ -150,6 +150,44 @@ def test_a_prediction_of_a_fleet_from_one_replica_at_low_load_is_the_run() -> No
     assert truth["replica"].n_unique() == 3
 
 
+HIT_BUSY_S, HIT_REPLY_S = KNOWN_GATEWAY.busy_s / 2, 0.0006  # as long as any other request takes until it is read
+CACHED = a_stage(
+    batching={"max_batch_size": 4, "batch_wait_timeout_s": 0.005},
+    admission={"max_queue_length": 64},
+    gateway={"policy": "round-robin"},
+    cache={"policy": "lru"},
+)
+KNOWN_CACHE = KNOWN_GATEWAY.model_copy(update={"hit_busy_s": HIT_BUSY_S, "hit_reply_quantiles_s": (HIT_REPLY_S,)})
+
+
+def test_the_costs_of_a_kept_answer_are_found() -> None:
+    """All requests are for one item: the first is computed, the others are kept, and those count."""
+    alike = fronted(np.random.default_rng(5).exponential(0.05, 400), CACHED, KNOWN_CACHE)
+    assert (alike.requests["cache"] == "hit").sum() >= 390
+    found = costs.with_hits(KNOWN_GATEWAY, alike, 0.00025)
+    assert found.hit_busy_s == 0.00025
+    assert len(found.hit_reply_quantiles_s) == costs.QUANTILES
+    assert np.median(found.hit_reply_quantiles_s) == pytest.approx(HIT_REPLY_S, abs=1e-6)
+    assert found.forward_quantiles_s == KNOWN_GATEWAY.forward_quantiles_s
+
+
+def test_kept_answers_tell_nothing_of_the_hops_to_replicas() -> None:
+    gaps_s = np.random.default_rng(5).exponential(0.05, 400)
+    times_s = np.cumsum(gaps_s)
+    schedule = Schedule(times_s, np.arange(times_s.size) % 200, float(times_s[-1]) + 1)
+    half = simulate(CACHED, schedule, calibration=KNOWN.model_copy(update={"gateway": KNOWN_CACHE}))
+    assert 150 < int((half.requests["cache"] == "hit").sum()) <= 200
+    found = costs.gateway_costs(half, 0.0)
+    assert np.median(found.forward_quantiles_s) == pytest.approx(KNOWN_GATEWAY.forward_quantiles_s[0], abs=1e-6)
+    assert np.median(found.back_quantiles_s) == pytest.approx(KNOWN_GATEWAY.back_quantiles_s[0], abs=1e-6)
+
+
+def test_without_any_kept_answer_the_costs_stay() -> None:
+    """The place for answers was down, say."""
+    none = fronted(np.random.default_rng(5).exponential(0.05, 40), FRONTED)
+    assert costs.with_hits(KNOWN_GATEWAY, none, 0.1) == KNOWN_GATEWAY
+
+
 def test_one_replica_of_each_kind_is_calibrated_and_never_a_fleet() -> None:
     profiles = ["t4-resnet50-fp16-pytorch", "t4-resnet50-fp32-pytorch"]
     fleet = {"fleet.replicas": 4, "fleet.profiles": profiles, "overload": True, "gateway.policy": "sticky"}
@@ -157,7 +195,7 @@ def test_one_replica_of_each_kind_is_calibrated_and_never_a_fleet() -> None:
     assert [kind.device.profile for kind in (first, second)] == profiles
     for kind in (first, second):
         single = calibrate.alone(kind)
-        assert (single.gateway, single.fleet, single.device) == (None, Fleet(), kind.device)
+        assert (single.gateway, single.cache, single.fleet, single.device) == (None, None, Fleet(), kind.device)
     before = calibrate.before_one(first)
     assert before.fleet == Fleet()
     assert before.device == first.device
@@ -176,6 +214,9 @@ def test_kept_calibration_depends_on_devices_and_engine_and_not_on_the_policy(
 
     assert path(gateway__policy="sticky") == path(gateway__max_in_flight=2000) == path(fleet__replicas=4) == path()
     unequal = ["t4-resnet50-fp16-pytorch", "t4-resnet50-fp32-pytorch"]
+    kept = path(cache__policy="lru")
+    assert kept == path(cache__policy="lru", cache__max_bytes=4096)
+    assert len({kept, path(), path(cache__policy="lfu"), path(cache__policy="lru", cache__store="redis")}) == 4
     assert path(gateway__engine="nginx") != path() != path(fleet__profiles=unequal)
     assert path(fleet__profiles=unequal) == path(fleet__profiles=unequal, fleet__replicas=6)
 
@@ -215,23 +256,27 @@ def test_processor_time_is_asked_of_the_gateway_and_is_nothing_without_one() -> 
 
 
 def test_an_unequal_fleet_is_calibrated_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every kind alone, then one replica behind the gateway: few and short runs, of which the figures are rough."""
+    """Every kind alone, then one replica behind the gateway, then its cache: few and short runs, rough figures."""
     monkeypatch.setattr(calibrate, "ATTEMPTS", 1)
     profiles = ["t4-resnet50-fp16-pytorch", "a100-resnet50-tf32-tensorflow"]
     fleet = {"fleet.profiles": profiles, "overload": True, "batching.max_batch_size": 2, "device.slowdown": 2.0}
-    stage = load_stage("load-balanced", fleet)
-    made = calibrate.calibrate(stage, tmp_path, rounds=6, low_load_duration_s=2.0)
+    stage = load_stage("load-balanced", fleet | {"cache.policy": "lru"})
+    made = calibrate.calibrate(stage, tmp_path, rounds=12, low_load_duration_s=2.0)
     first, second = (device_label(of_replica(stage, number)) for number in range(2))
     assert (made.device, list(made.other_devices)) == (first, [second])
     for number, label in enumerate((first, second)):
         profile = catalogue.profiles()[profiles[number]]
         for times in made.times_of(label):
             assert times.mean_s >= 2.0 * profile.service_time_s(times.batch_size)
-        assert [times.batch_size for times in made.times_of(label)] == [1, 2]
+        # Full batches are always seen; on a busy machine most of the single requests may meet in pairs.
+        assert [times.batch_size for times in made.times_of(label)] in ([1, 2], [2])
     assert made.gateway is not None
     assert made.gateway.busy_s > 0.0
     for hop in ("send", "forward", "back", "reply"):
         assert np.median(getattr(made.gateway, f"{hop}_quantiles_s")) > 0.0
+    assert made.gateway.hit_busy_s is not None
+    assert made.gateway.hit_busy_s > 0.0
+    assert np.median(made.gateway.hit_reply_quantiles_s) > 0.0
     assert capacity_rps(stage, made) > 0.0
 
 

@@ -405,3 +405,26 @@ def test_the_image_is_not_built_twice_from_the_same_files(engine: Any) -> None:
     one, two = (docker_image.ours(engine, said.append) for _ in range(2))
     assert one == two
     assert said == []
+
+
+def test_a_cache_has_a_server_of_its_own_in_the_network(engine: Any, tmp_path: Path) -> None:
+    stage = load_stage("load-balanced", QUICK | {"cache.policy": "lru", "cache.store": "redis", "cache.down_s": 0.2})
+
+    def had() -> str:
+        answer = httpx.post(f"{launcher.url}/predict", json=INPUT, trust_env=False, timeout=PATIENCE_S)
+        assert answer.status_code == 200
+        return answer.headers["x-rung-cache"]
+
+    with DockerLauncher(stage, tmp_path) as launcher:
+        member = launcher.cache
+        assert member is not None
+        assert not inspected(launcher, member)["HostConfig"]["PortBindings"]
+        assert wait_until(lambda: had() == "hit", PATIENCE_S)
+        launcher.empty_cache()
+        assert had() == "miss"
+        member.process.kill()
+        until(launcher, lambda: member.state == "died")
+        assert had() in ("hit", "miss")
+        again = launcher.restart(member)
+        until(launcher, lambda: again.state == "ready")
+        assert wait_until(lambda: had() == "hit", PATIENCE_S)

@@ -48,11 +48,12 @@ def test_a_failed_build_is_told_with_its_last_lines() -> None:
 
 
 def test_the_image_has_what_is_imported() -> None:
-    """The versions are those of constraints.txt, and every name is one of the project's own dependencies."""
+    """The versions are those of constraints.txt, and every name is one of the project's, or of its extra `redis`."""
     names = (docker_image.ROOT / "reference_apps/requirements.txt").read_text().splitlines()
     wanted = {name for name in names if name and not name.startswith("#")}
     project = tomllib.loads((docker_image.ROOT / "pyproject.toml").read_text())["project"]
-    assert wanted <= {re.split(r"[>=;]", each)[0].strip() for each in project["dependencies"]}
+    named = [*project["dependencies"], *project["optional-dependencies"]["redis"]]
+    assert wanted <= {re.split(r"[>=;]", each)[0].strip() for each in named}
     pinned = (docker_image.ROOT / "constraints.txt").read_text().lower().replace("_", "-")
     assert [name for name in wanted if f"\n{name}==" not in pinned] == []
 

@@ -31,6 +31,7 @@ PROJECT_STAGES = pytest.mark.parametrize("name", list(stage_files()))
 
 REFUSALS = {"queue_full", "deadline", "client_timeout"}
 GATEWAY_REFUSALS = REFUSALS | {"gateway_full", "no_replica", "upstream_timeout"}
+OF_OTHERS = pl.col("cache").is_in(["hit", "joined"])  # requests whose answer another request had computed
 
 
 def check(stage: Stage, calibration: Calibration | None, records: Records) -> None:
@@ -77,7 +78,8 @@ def conserved(records: Records, refusals: set[str]) -> None:
         requests["outcome"].null_count() == requests["reason"].null_count() == requests["replied_s"].null_count() == 0
     )
     started = requests.filter(pl.col("started_s").is_not_null())
-    refused = requests.filter(pl.col("started_s").is_null())
+    refused = requests.filter(pl.col("started_s").is_null(), ~OF_OTHERS)
+    assert requests.filter(OF_OTHERS)["started_s"].null_count() == requests.filter(OF_OTHERS).height
     assert started.height == records.batches["batch_size"].sum()
     assert set(refused["reason"]) <= refusals
     assert set(started["reason"]) <= {"", "client_timeout", "upstream_timeout"}
@@ -118,7 +120,11 @@ def through_the_gateway(stage: Stage, requests: pl.DataFrame) -> None:
     most = min(1 + stage.gateway.retries_max, replicas)
     assert requests["tries"].is_between(0, most).all()
     untried = requests.filter(pl.col("tries") == 0)
-    assert set(untried["reason"]) <= {"gateway_full", "no_replica", "client_timeout"}
+    computed = untried.filter(~OF_OTHERS)
+    assert set(computed["reason"]) <= {"gateway_full", "no_replica", "client_timeout"}
+    assert set(untried.filter(pl.col("cache") == "hit")["reason"]) <= {"", "client_timeout"}
+    assert set(requests["cache"]) <= ({"hit", "joined", "miss"} if stage.cache else {""})
+    assert requests.filter(OF_OTHERS, pl.col("tries") > 0).is_empty()
     assert untried["replica"].null_count() == untried["arrived_s"].null_count() == untried.height
     stayed = requests.filter(pl.col("reason") != "client_timeout")
     waited_s = stayed["gateway_out_s"] - stayed["gateway_in_s"]

@@ -393,4 +393,42 @@ def test_payloads_are_what_the_model_reads(input_format: str, tmp_path: Path) ->
     for item in (0, 7, 19, 27):
         headers = made.headers
         inputs = decode(model, headers["content-type"], headers.get("x-rung-shape", ""), made.body(item))
-        np.testing.assert_allclose(inputs, wanted[item % 20], atol=1e-6)
+        np.testing.assert_allclose(inputs, wanted[item % 20], atol=1e-5)
+
+
+KINDS = [(model, kind) for model in ("digits", "resnet50", "xor") for kind in ("raw", "json", "png")]
+KINDS.remove(("xor", "png"))  # two numbers are no picture
+
+
+@pytest.mark.parametrize(("model", "input_format"), KINDS)
+def test_every_item_is_an_input_of_its_own(model: str, input_format: str) -> None:
+    size = {"model.image_size_px": 32} if model == "resnet50" else {}
+    changes = {"model.name": model, "traffic.input_format": input_format, "traffic.items.count": 10_000_000}
+    stage = load_stage("micro-batched", changes | size)
+    made, again = payloads.make_payloads(stage), payloads.make_payloads(stage)
+    items = [*range(600), 4095, 4096, 70_000, 9_999_743, 9_999_999]
+    bodies = [made.body(item) for item in items]
+    assert len(set(bodies)) == len(bodies)
+    assert bodies == [again.body(item) for item in items]
+    inputs = load_inputs(stage.model)
+    for item, body in zip(items, bodies, strict=True):
+        headers = made.headers
+        shape = headers.get("x-rung-shape", "")
+        read = decode(inputs, headers["content-type"], shape, body)
+        example = decode(inputs, headers["content-type"], shape, made.bodies[item % len(made.bodies)])
+        np.testing.assert_allclose(read, example, atol=0.005 if model == "xor" else 1e-5)
+
+
+def test_what_a_cache_had_is_taken_down() -> None:
+    gateway = "gateway_in_s=100.25,gateway_out_s=100.5,tries=0"
+    rows = [
+        (0, 7, 0.2, 0.2, 0.6, 200, "", f"{gateway},cache=hit", None),
+        (1, 7, 0.2, 0.2, 0.6, 503, "gateway_full", f"{gateway},cache=miss", "HTTP 503"),
+        (2, 7, 0.2, 0.2, 0.6, 200, "", f"{gateway},cache=joined", None),
+        (3, 7, 0.2, 0.2, 0.6, 200, "", gateway, None),
+    ]
+    fired = raw_rows.Fired(pl.DataFrame(rows, schema=raw_rows.SCHEMA, orient="row"), 100.0, 4, 0.0)
+    requests = raw_rows.to_records(fired, [], 1.0, lambda _: "x").requests
+    assert requests["cache"].to_list() == ["hit", "miss", "joined", ""]
+    assert requests["replica"].to_list() == [None] * 4
+    assert requests["gateway_out_s"].to_list() == [0.5] * 4

@@ -162,3 +162,23 @@ def test_records_are_written_and_read_back(run: Records, tmp_path: Path) -> None
 def test_records_of_other_columns_are_refused(run: Records) -> None:
     with pytest.raises(ValueError, match="batches: columns"):
         Records(run.requests, run.batches.rename({"batch_size": "size"}), run.replicas, 1.0)
+
+
+def test_hit_ratio_is_over_those_that_were_looked_up() -> None:
+    found = ["hit", "hit", "hit", "joined", "miss", "miss", "", None]
+    rows = [request(number, 1.0, replied_s=1.1, cache=how) for number, how in enumerate(found)]
+    metrics = summarise(made(rows, [], [(0.0, 10.0)]), slo_latency_s=0.5)
+    assert (metrics["hit_ratio"], metrics["joined_ratio"]) == (pytest.approx(3 / 6), pytest.approx(1 / 6))
+    assert metrics["latency_s_mean"] == pytest.approx(0.1), "kept answers are answers"
+    assert math.isnan(metrics["queue_wait_s_mean"]), "nobody waited in a queue"
+
+
+def test_a_folder_of_before_there_were_caches_is_read(run: Records, tmp_path: Path) -> None:
+    records.write(run, tmp_path)
+    file = tmp_path / "requests.parquet"
+    old = pl.read_parquet(file).drop("cache")
+    old.write_parquet(file, metadata=pl.read_parquet_metadata(file))
+    again = records.read(tmp_path)
+    assert again.requests.drop("cache").equals(run.requests.drop("cache"))
+    assert set(again.requests["cache"]) == {""}
+    assert math.isnan(summarise(again, slo_latency_s=0.45)["hit_ratio"])

@@ -17,7 +17,19 @@ import pytest
 import tomli_w
 from pydantic import BaseModel
 
-from stages import advice, alert_rules, cost_rules, fleet_rules, machine_rules, rules, scaling_rules, spec
+from stages import (
+    advice,
+    alert_rules,
+    cache_rules,
+    cost_rules,
+    fleet_rules,
+    machine_rules,
+    queue_rules,
+    rules,
+    scaling_rules,
+    sharing_rules,
+    spec,
+)
 from stages.problems import StageError, tables_in
 
 INVALID = Path(__file__).resolve().parent / "invalid_stages"
@@ -76,7 +88,10 @@ def test_every_rule_has_a_stage_that_breaks_it(rule: Any, monkeypatch: pytest.Mo
 def test_every_rule_function_is_asked() -> None:
     defined = {
         name
-        for module in (rules, alert_rules, cost_rules, fleet_rules, machine_rules, scaling_rules)
+        for module in (
+            *(rules, alert_rules, cache_rules, cost_rules, fleet_rules),
+            *(machine_rules, queue_rules, scaling_rules, sharing_rules),
+        )
         for name, value in vars(module).items()
         if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
     }
@@ -128,6 +143,9 @@ def test_a_stage_goes_to_toml_and_back(name: str, tmp_path: Path) -> None:
         {"model": {"name": "resnet50", "image_size_px": 64}},
         {"admission__deadline_s": 0.5},
         {"fleet__replicas": 3, "gateway": {}},
+        {"gateway": {}, "cache": {"policy": "s3-fifo", "ttl_s": 30.0, "single_flight": False}},
+        {"gateway": {}, "cache": {"store": "redis", "url_env": "MY_URL", "timeout_s": 0.1}},
+        {"traffic__items": {"popularity": "zipf", "drift_interval_s": 5.0, "drift_share": 0.1}},
         {"fleet__replicas": 2, "gateway": {"policy": "sticky", "sticky_load_bound": 2.0, "retries_max": 0}},
         {"fleet__replicas": 2, "gateway": {"engine": "nginx", "edge": {"host": "::1", "port": 8000}}},
         {

@@ -63,6 +63,9 @@ class Pretender(Launcher):
     def _start_gateway(self, member: Member) -> Pretended:
         return self._start_replica(member)
 
+    def _start_cache(self, member: Member) -> Pretended:
+        return self._start_replica(member)
+
     def _addresses(self, member: Member) -> tuple[int, str, str] | None:
         return (7000 + member.number, self._url, self._url) if self.listening(member) else None
 

@@ -10,6 +10,7 @@ Mean waits and two percentiles of M/M/1, and mean waits of M/D/1, were held by 9
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -248,3 +249,100 @@ def test_a_queue_without_a_steady_state_is_refused_in_words() -> None:
 def test_operational_laws() -> None:
     assert theory.number_in_system(50.0, 0.2) == pytest.approx(10.0)
     assert theory.closed_loop_latency_s(30, 50.0, 0.5) == pytest.approx(0.1)
+
+
+# ---- caches --------------------------------------------------------------------------------------------------
+# Held against the simulator in test_cache_simulated.py.
+
+
+def zipf_rps(count: int, exponent: float, rate_rps: float) -> Floats:
+    weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
+    return weights / weights.sum() * rate_rps
+
+
+@pytest.mark.parametrize("entries", [0.5, 1, 10, 99, 99.99])
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 3.0])
+def test_in_the_characteristic_time_as_many_items_are_asked_for_as_there_is_room_for(
+    entries: float, exponent: float
+) -> None:
+    rates_rps = zipf_rps(100, exponent, 50.0)
+    time_s = theory.characteristic_time_s(rates_rps, entries)
+    assert (1 - np.exp(-rates_rps * time_s)).sum() == pytest.approx(entries)
+    assert theory.characteristic_time_s(2 * rates_rps, entries) == pytest.approx(time_s / 2)
+
+
+def test_where_everything_fits_everything_is_a_hit() -> None:
+    rates_rps = np.append(zipf_rps(100, 1.0, 50.0), 0.0)  # one that nobody asks for takes no room
+    assert theory.characteristic_time_s(rates_rps, 100) == math.inf
+    assert theory.lru_hit_ratio(rates_rps, 100) == 1.0
+    assert theory.lru_hit_ratio(rates_rps, 0) == 0.0
+
+
+@pytest.mark.parametrize("entries", [1, 30, 90])
+def test_of_items_that_are_all_alike_the_share_that_is_kept_is_hit(entries: int) -> None:
+    """Exact: whoever is asked for next is one of the kept with just that probability."""
+    assert theory.lru_hit_ratio(np.full(100, 0.7), entries) == pytest.approx(entries / 100)
+
+
+def test_a_rate_does_not_matter_to_a_cache_without_a_ttl() -> None:
+    slow, fast = (theory.lru_hit_ratio(zipf_rps(1000, 0.9, rate_rps), 50) for rate_rps in (1.0, 300.0))
+    assert slow == pytest.approx(fast)
+    assert theory.lru_hit_ratio(zipf_rps(1000, 1.3, 1.0), 50) > slow
+
+
+def test_a_ttl_where_everything_fits_is_a_storing_and_its_hits() -> None:
+    """λt hits in the mean to each storing: λt / (1 + λt)."""
+    rates_rps = zipf_rps(100, 1.0, 50.0)
+    by_item = rates_rps * 3.0 / (1 + rates_rps * 3.0)
+    assert theory.lru_hit_ratio(rates_rps, 100, 3.0) == pytest.approx(np.average(by_item, weights=rates_rps))
+
+
+def test_a_longer_ttl_never_costs_hits_and_a_very_long_one_is_none() -> None:
+    rates_rps = zipf_rps(500, 1.0, 100.0)
+    time_s = theory.characteristic_time_s(rates_rps, 80)
+    shares = [0.0, 0.01, 0.5, 1.0, 1.5, 5.0, 30.0, 33.0, 40.0, 100.0, 1e3, 1e5, 1e12, math.inf]
+    ratios = [theory.lru_hit_ratio(rates_rps, 80, share * time_s) for share in shares]
+    assert ratios[0] == 0.0
+    assert all(later >= earlier - 1e-9 for earlier, later in itertools.pairwise(ratios))
+    assert ratios[-2] == pytest.approx(ratios[-1])
+    assert ratios[-1] == pytest.approx(theory.lru_hit_ratio(rates_rps, 80))
+
+
+def looks_by_steps(load: float, turns: float) -> float:
+    """The delay differential equation of `looks_per_storing` with T = 1, in small steps (trapezoids)."""
+    per_turn = 800
+    step, falling = load / per_turn, math.exp(-load)
+    looks = [1 + step * n for n in range(per_turn + 1)]
+    for n in range(per_turn, round(turns * per_turn)):
+        before = (looks[n - per_turn] + looks[n + 1 - per_turn]) / 2
+        looks.append(looks[n] + step * (1 - falling * before))
+    return looks[round(turns * per_turn)]
+
+
+@pytest.mark.parametrize("turns", [0.5, 1.0, 2.5, 12.0, 40.0, 100.0])
+@pytest.mark.parametrize("load", [0.05, 0.7, 0.999, 1.0, 1.001, 1.3, 2.5, 6.0, 20.0])
+def test_looks_per_storing_solve_their_equation(load: float, turns: float) -> None:
+    (found,) = theory.looks_per_storing(np.array([load]), 1.0, turns)
+    assert found == pytest.approx(looks_by_steps(load, turns), rel=2e-4)
+
+
+def test_looks_per_storing_are_those_of_a_timer_that_is_wound_up_by_each_look() -> None:
+    """One item, drawn: hits while each comes within T of the last and within t of the storing."""
+    rng, load, turns = stream(7, "looks"), 1.4, 3.3
+    gaps = rng.exponential(1 / load, (40_000, 40))
+    times = gaps.cumsum(axis=1)
+    alive = np.logical_and.accumulate((gaps <= 1.0) & (times < turns), axis=1)
+    counts = 1 + alive.sum(axis=1)
+    (expected,) = theory.looks_per_storing(np.array([load]), 1.0, turns)
+    assert abs(counts.mean() - expected) < 3.3 * counts.std() / math.sqrt(counts.size)
+
+
+@pytest.mark.parametrize("window_s", [0.01, 1.0, 5.0, 200.0])
+def test_a_cache_that_warms_up_is_the_mean_over_its_time(window_s: float) -> None:
+    rates_rps = zipf_rps(300, 1.0, 100.0)
+    filling_s = theory.characteristic_time_s(rates_rps, 60)
+    times_s = np.linspace(0.0, window_s, 20_001)
+    at_s = [np.average(-np.expm1(-rates_rps * min(time_s, filling_s)), weights=rates_rps) for time_s in times_s[::10]]
+    mean = float(np.trapezoid(at_s, times_s[::10])) / window_s
+    assert theory.warming_hit_ratio(rates_rps, 60, window_s) == pytest.approx(mean, rel=1e-3)
+    assert theory.warming_hit_ratio(rates_rps, 60, 1e9) == pytest.approx(theory.lru_hit_ratio(rates_rps, 60))

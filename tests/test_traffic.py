@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stages.spec import Traffic, mean_rate_rps
-from stages.traffic import Schedule, at_rate, rate_at_rps, schedule, split, user_draws
+from stages.traffic import Schedule, at_rate, popularity, rate_at_rps, schedule, split, user_draws
 
 TRACE = str(Path(__file__).parents[1] / "stages/catalogue/example.trace.csv")
 TIMES = str(Path(__file__).parent / "invalid_stages/traces/times.csv")
@@ -286,3 +286,72 @@ def test_workers_share_a_schedule_without_loss(size: int, of: int) -> None:
 def test_a_worker_that_is_not_there_gets_nothing(index: int, of: int) -> None:
     with pytest.raises(ValueError, match="below the"):
         split(schedule(traffic(CONSTANT)), index, of)
+
+
+# ---- popularity that drifts ----------------------------------------------------------------------------------
+
+DRIFT = {"popularity": "zipf", "count": 50, "drift_interval_s": 10.0, "drift_share": 0.2}
+
+
+def drifting(duration_s: float = 60.0, **items: Any) -> Traffic:
+    return traffic({"shape": "constant", "rate_rps": 400.0}, duration_s=duration_s, items=DRIFT | items)
+
+
+def holders(plan: Traffic, interval: int, seed: int = 1) -> dict[int, int]:
+    """Rank → item within one interval of the drift, as far as ranks were drawn in it."""
+    still = plan.model_copy(update={"items": plan.items.model_copy(update={"drift_interval_s": None})})
+    moved, ranks = schedule(plan, seed=seed), schedule(still, seed=seed).items
+    within = (moved.arrivals_s // 10.0) == interval
+    pairs = set(zip(ranks[within].tolist(), moved.items[within].tolist(), strict=True))
+    assert len(dict(pairs)) == len(pairs), "an item keeps its rank within an interval"
+    return dict(pairs)
+
+
+def test_without_a_drift_the_schedule_is_what_it_was() -> None:
+    """These bytes are those of schedules that were kept before there was a drift."""
+    plan = traffic(CONSTANT, items={"popularity": "zipf", "count": 1000, "exponent": 1.1}, duration_s=5.0)
+    assert schedule(plan, seed=7).items[:8].tolist() == [0, 0, 0, 95, 77, 0, 0, 2]
+
+
+def test_a_drift_moves_neither_arrivals_nor_the_draws_of_ranks() -> None:
+    plan = drifting()
+    still = plan.model_copy(update={"items": plan.items.model_copy(update={"drift_interval_s": None})})
+    assert schedule(plan).arrivals_s.tobytes() == schedule(still).arrivals_s.tobytes()
+    assert holders(plan, 0) == {rank: rank for rank in range(50)}
+    assert schedule(plan, seed=4).items.tobytes() == schedule(plan, seed=4).items.tobytes()
+
+
+def test_at_the_end_of_each_interval_so_large_a_share_has_other_ranks() -> None:
+    plan = drifting()
+    before = holders(plan, 0)
+    for interval in range(1, 6):
+        now = holders(plan, interval)
+        assert set(now) == set(range(50)), "4000 draws have every rank of 50"
+        assert sorted(now.values()) == list(range(50)), "no item is lost, none is there twice"
+        assert sum(before[rank] != now[rank] for rank in now) == 10
+        before = now
+
+
+def test_the_longer_it_drifts_the_less_is_left_of_the_first_order() -> None:
+    plan = drifting(duration_s=300.0)
+    as_first = [sum(rank == item for rank, item in holders(plan, interval).items()) for interval in (0, 5, 29)]
+    assert as_first[0] == 50 > as_first[1] > as_first[2]
+    assert as_first[2] < 10
+
+
+def test_a_share_too_small_for_two_items_exchanges_two() -> None:
+    now = holders(drifting(drift_share=1e-9), 1)
+    assert sum(rank != item for rank, item in now.items()) == 2
+
+
+def test_all_of_them_may_move() -> None:
+    assert all(rank != item for rank, item in holders(drifting(drift_share=1.0), 1).items())
+
+
+@pytest.mark.parametrize("items", [{}, {"popularity": "zipf", "count": 40, "exponent": 0.7}])
+def test_shares_of_the_requests_are_those_that_are_drawn(items: dict[str, Any]) -> None:
+    plan = traffic(CONSTANT, duration_s=2000.0, items={"count": 40} | items)
+    shares = popularity(plan.items)
+    assert shares.sum() == pytest.approx(1.0)
+    found = np.bincount(schedule(plan, seed=11).items, minlength=40)
+    assert stats.chisquare(found, shares * found.sum()).pvalue > 0.001

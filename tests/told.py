@@ -21,12 +21,13 @@ class Record:
     gateway_in_s: float | None = None  # where there is a gateway, as are those below
     gateway_out_s: float | None = None
     tries: int | None = None
+    cache: str | None = None  # where the gateway has one
 
     @classmethod
     def of(cls, response: httpx.Response) -> Record:
         fields = dict(part.split("=") for part in response.headers["x-rung-record"].split(","))
-        numbers = {name: float(value) if name.endswith("_s") else int(value) for name, value in fields.items()}
-        return cls(**numbers)  # type: ignore[arg-type]
+        kinds = {name: str if name == "cache" else float if name.endswith("_s") else int for name in fields}
+        return cls(**{name: kinds[name](value) for name, value in fields.items()})  # type: ignore[arg-type]
 
 
 def scraped(client: httpx.Client) -> dict[str, float]:

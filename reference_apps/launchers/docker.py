@@ -19,19 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from reference_apps.edge import EdgeError, checked_keys, client_url
-from reference_apps.launchers import docker_engine, docker_files, docker_image
+from reference_apps.launchers import docker_engine, docker_files, docker_image, docker_queue, valkey
 from reference_apps.launchers.docker_container import ContainerProcess
 from reference_apps.launchers.docker_engine import in_words
 from reference_apps.launchers.docker_files import INSIDE, StageFiles
 from reference_apps.launchers.docker_nginx import NginxGateway
 from reference_apps.launchers.launcher import Launcher
-from reference_apps.launchers.member import GATEWAY, LaunchError, Member, drill_file
+from reference_apps.launchers.member import CACHE, GATEWAY, LaunchError, Member, drill_file
 from reference_apps.launchers.process import BATCHES_A_LIFE
 from reference_apps.up import runs_folder
 from stages.fleet import Gateway
 from stages.spec import Stage
 
 PORT = 8000  # inside every container
+CACHE_HOST = "cache"  # the name of the cache's server in the network
 _PIDS_MAX = 1024
 _LOG_KEPT = {"max-size": "16m", "max-file": "2"}  # by the engine; the run's folder has the whole of it
 _SECOND_NS = 1_000_000_000
@@ -55,6 +56,9 @@ class DockerLauncher(Launcher):
             docker_image.prepare(self._engine, self.stage, lambda _: None)
             self._api_keys()
             self._files.prepare()
+            if self.stage.queue is not None:
+                for folder in (self.queue_folder, self._card):
+                    docker_queue.prepare(folder)
             with in_words("docker: the stage's network was not made"):
                 self._engine.networks.create(self._name, driver="bridge", labels=self._labels("network"))
         except BaseException:
@@ -113,17 +117,28 @@ class DockerLauncher(Launcher):
             limits["nano_cpus"] = round(machine.cpus * 1e9)
         if machine.memory_mib is not None:
             limits |= {"mem_limit": f"{machine.memory_mib}m", "memswap_limit": f"{machine.memory_mib}m"}  # no swap
-        if self.stage.gateway is None:
+        module, environment = "reference_apps.serve", {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if self.stage.queue is not None:
+            module, environment = "reference_apps.serve_worker", environment | self._of_queue()
+            words += docker_queue.worker_words(member.not_before_s)
+        elif self.stage.gateway is None:
             limits["ports"] = {f"{PORT}/tcp": ("127.0.0.1", member.port or None)}
         return self._start_container(
             member,
             docker_image.IMAGE,
-            ["reference_apps.serve", "--stage", f"{INSIDE}/stage.toml", *words, *_LISTEN],
-            environment={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            [module, "--stage", f"{INSIDE}/stage.toml", *words, *_LISTEN],
+            environment=environment,
             **limits,
         )
 
     def _start_gateway(self, member: Member) -> ContainerProcess:
+        if self.stage.queue is not None:
+            words = ["reference_apps.serve_jobs", "--stage", f"{INSIDE}/stage.toml", "--folder", docker_queue.QUEUE]
+            ports = {f"{PORT}/tcp": ("127.0.0.1", member.port or None)}
+            environment = self._of_queue()
+            return self._start_container(
+                member, docker_image.IMAGE, [*words, *_LISTEN], environment=environment, ports=ports
+            )
         gateway = _gateway(self.stage)
         edge = gateway.edge
         host = {"localhost": "127.0.0.1"}.get(edge.host, edge.host)
@@ -138,18 +153,41 @@ class DockerLauncher(Launcher):
                 healthcheck=self._nginx.health(PORT, edge.tls_certificate is not None),
             )
         keys = {edge.api_keys_env: os.environ.get(edge.api_keys_env, "")} if edge.api_keys_env else {}
+        if (cache := self.stage.cache) is not None and cache.store == "redis":
+            own = valkey.url(CACHE_HOST, valkey.PORT, self._cache_password)
+            keys[cache.url_env] = own if self.cache is not None else os.environ[cache.url_env]
         words = ["reference_apps.serve_gateway", "--stage", f"{INSIDE}/stage.toml"]
         words += ["--replicas", f"{INSIDE}/replicas.json", "--port", str(PORT), "--contained"]
         check = {"healthcheck": _TLS_HEALTH} if edge.tls_certificate else {}
         return self._start_container(member, docker_image.IMAGE, words, environment=keys, ports=published, **check)
 
+    def _start_cache(self, member: Member) -> ContainerProcess:
+        if self.stage.queue is not None:
+            settings = valkey.of_queue(self.stage.queue, docker_queue.QUEUE)
+        else:
+            assert self.stage.cache is not None
+            settings = valkey.of_cache(self.stage.cache, "/tmp")
+        text = valkey.configuration("0.0.0.0", valkey.PORT, self._cache_password, settings)
+        self._files.deliver(docker_files.GATEWAY, "cache.conf", text, secret=True)
+        named = self._engine.api.create_endpoint_config(aliases=[CACHE_HOST])  # whatever address its next life has
+        return self._start_container(
+            member,
+            docker_image.IMAGE,
+            ["reference_apps.launchers.valkey", f"{INSIDE}/cache.conf"],
+            networking_config={self._name: named},
+            healthcheck={"test": ["NONE"]},  # that of the image asks over HTTP
+        )
+
     def _addresses(self, member: Member) -> tuple[int, str, str] | None:
         container = _container(member)
         if not container.address:
             return None
+        if member.number == CACHE:
+            url = f"redis://{container.address}:{valkey.PORT}"
+            return valkey.PORT, url, url
         inner = f"http://{container.address}:{PORT}"
         port = container.published(PORT)
-        if member.number == GATEWAY:
+        if member.number == GATEWAY and self.stage.gateway is not None:
             return port, client_url(_gateway(self.stage).edge, port), inner
         return (port, f"http://127.0.0.1:{port}", inner) if port else (PORT, inner, inner)
 
@@ -184,13 +222,26 @@ class DockerLauncher(Launcher):
         container = _container(member)
         return self._nginx.works_by(container, member.url, self._edge()) >= self.generation
 
+    # ---- a queue ----
+
+    @property
+    def _card(self) -> Path:
+        return runs_folder() / "gpu" / "0"
+
+    def _shared(self) -> list[Any]:
+        return [] if self.stage.queue is None else docker_queue.mounts(self.queue_folder, self._card)
+
+    def _of_queue(self) -> dict[str, str]:
+        own = None if self.cache is None else valkey.url(CACHE_HOST, valkey.PORT, self._cache_password)
+        return {} if self.stage.queue is None else docker_queue.environment(self.stage.queue, own)
+
     # ---- containers ----
 
     def _start_container(self, member: Member, image: str, words: list[str], **options: Any) -> ContainerProcess:
         from docker.errors import APIError
         from docker.types import LogConfig
 
-        part = docker_files.GATEWAY if member.number == GATEWAY else docker_files.REPLICA
+        part = docker_files.GATEWAY if member.number < 0 else docker_files.REPLICA
         ends_by = signal.SIGQUIT if image == docker_image.NGINX_IMAGE else signal.SIGTERM  # each drains at its own
         uid, gid = docker_files.user()
         container = None
@@ -199,9 +250,9 @@ class DockerLauncher(Launcher):
                 image,
                 words,
                 name=f"{self._name}-{member.name}-{member.restarts}",
-                labels=self._labels(part, member.number),
+                labels=self._labels("cache" if member.number == CACHE else part, member.number),
                 network=self._name,
-                mounts=self._files.mounts(part),
+                mounts=self._files.mounts(part) + self._shared(),
                 user=f"{uid}:{gid}",
                 init=True,  # hands signals on, also to a process that has not yet said what it does with them
                 read_only=True,

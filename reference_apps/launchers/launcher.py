@@ -6,23 +6,26 @@
 
 The fleet reaches the gateway as the file replicas.json, which has those that are ready or draining and is replaced as a
 whole. `look` takes every step that is due and never waits; `start`, `settle` and `stop` look until something is so.
-How a process or a container is started is for a launcher of its own: launchers/process.py, launchers/docker.py.
+A stage with [queue] has a jobs API in the gateway's place, and workers in that of the replicas: nobody sends them
+requests, so that one that drains is told so at once, and goes when it has finished what it has. How a process or a
+container is started is for a launcher of its own: launchers/process.py, launchers/docker.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import itertools
-import json
 import signal
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
 
-from reference_apps.asking import POLL_S, open_url, probe
+from reference_apps.asking import POLL_S, probe, wait_until
+from reference_apps.launchers import fleet_file, valkey
 from reference_apps.launchers.member import (
+    BROKER_FILE,
+    CACHE,
     GATEWAY,
     LaunchError,
     Life,
@@ -42,6 +45,7 @@ from stages.spec import Stage, device_label, of_replica, stage_toml
 STOP_GRACE_S = 5.0
 # How long one question to a process of this machine may hold up all the others.
 ASK_TIMEOUT_S = 0.5
+RENEW_TIMEOUT_S = 5.0  # for a cache to be empty
 
 
 class Launcher(ABC):
@@ -52,10 +56,14 @@ class Launcher(ABC):
         self.folder = folder
         self.replicas: list[Member] = []
         self.gateway: Member | None = None
+        self.cache: Member | None = None  # the server of cache or queue, where it needs one of its own
+        self.cache_epoch = 0  # what the cache has begun with empty
+        self._cache_password = valkey.password() if valkey.wanted(stage) else ""
         self.generation = 0  # of replicas.json
         self.lived: list[Life] = []  # those that are gone
         self._numbers = itertools.count(stage.fleet.replicas)
         folder.mkdir(parents=True, exist_ok=True)
+        self.queue_folder = folder  # where queue and results are kept; set it before the start to keep them longer
         self.stage_file = folder / "stage.toml"
         self.stage_file.write_text(stage_toml(stage), encoding="utf-8")
 
@@ -67,7 +75,11 @@ class Launcher(ABC):
 
     @abstractmethod
     def _start_gateway(self, member: Member) -> Running:
-        """Starts the gateway, which reads `replicas_file`."""
+        """Starts the gateway, which reads `replicas_file`; of a stage with [queue] the jobs API."""
+
+    @abstractmethod
+    def _start_cache(self, member: Member) -> Running:
+        """Starts the server of the cache, or of the queue, on `member.port` unless that is 0."""
 
     @abstractmethod
     def _addresses(self, member: Member) -> tuple[int, str, str] | None:
@@ -93,8 +105,8 @@ class Launcher(ABC):
 
     @property
     def members(self) -> list[Member]:
-        """The replicas, and the gateway if there is one."""
-        return [*self.replicas, *([self.gateway] if self.gateway is not None else [])]
+        """The replicas, and the gateway and its cache's server if there are any."""
+        return [*self.replicas, *(member for member in (self.gateway, self.cache) if member is not None)]
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -105,6 +117,11 @@ class Launcher(ABC):
         """Every replica that there ever was, in the order of starting."""
         return sorted([*self.lived, *(r.life() for r in self.replicas)], key=lambda life: life.started_s)
 
+    @property
+    def _fetch_work(self) -> bool:
+        """Whether the replicas are workers, which fetch their work and are sent none."""
+        return self.stage.queue is not None
+
     def replica(self, number: int) -> Member:
         """The replica of that number. Raises KeyError when there is none."""
         for replica in self.replicas:
@@ -114,7 +131,7 @@ class Launcher(ABC):
 
     def in_rotation(self, member: Member) -> bool:
         """Whether the gateway sends this replica requests; without a gateway, whether it is ready."""
-        if self.gateway is None or member.state != "ready":
+        if self._fetch_work or self.gateway is None or member.state != "ready":
             return member.state == "ready"
         generation, rows = self._seen_by_gateway()
         return generation >= member.since_generation and bool(rows.get(member.number, {}).get("ready"))
@@ -131,9 +148,14 @@ class Launcher(ABC):
     def start(self) -> None:
         """Starts everything and returns when clients would be served. Raises LaunchError, with nothing left running."""
         try:
+            if valkey.wanted(self.stage):
+                self.cache = self._launch(self._new(CACHE, "cache" if self.stage.queue is None else "broker", ""))
+                self._await_broker()
             for number in range(self.stage.fleet.replicas):
                 self._spawn(number)
-            if self.stage.gateway is not None:
+            if self.stage.queue is not None:
+                self.gateway = self._launch(self._new(GATEWAY, "jobs", ""))
+            elif self.stage.gateway is not None:
                 self._publish()
                 self.gateway = self._launch(self._new(GATEWAY, "gateway", ""))
             self.settle()
@@ -158,7 +180,7 @@ class Launcher(ABC):
         Raises KeyError for a number that nobody has.
         """
         member = self.replica(number)
-        if member.state == "ready" and self.gateway is not None:
+        if member.state == "ready" and self.gateway is not None and not self._fetch_work:
             self._turn(member, "draining")
         elif member.state in ("starting", "ready"):
             self._terminate(member)
@@ -172,6 +194,8 @@ class Launcher(ABC):
         fresh.url = member.url  # its address stays, as far as clients are concerned
         if member.number == GATEWAY:
             self.gateway = fresh
+        elif member.number == CACHE:
+            self.cache = fresh
         else:
             self.lived.append(member.life())
             self.replicas[self.replicas.index(member)] = fresh
@@ -188,6 +212,16 @@ class Launcher(ABC):
     def resume(self, number: int) -> None:
         """Lets a paused replica go on. Raises KeyError like `kill`."""
         self.replica(number).process.send_signal(signal.SIGCONT)
+
+    def empty_cache(self) -> None:
+        """Has the gateway's cache begin anew with nothing in it. Raises LaunchError when it does not say so."""
+        self.cache_epoch += 1
+        self._publish()
+        renewed = wait_until(lambda: self._seen_by_gateway()[0] >= self.generation, RENEW_TIMEOUT_S)
+        if renewed and self.cache is not None:
+            renewed = valkey.empty(*_host_and_port(self.cache.url), self._cache_password, RENEW_TIMEOUT_S)
+        if not renewed:
+            raise LaunchError(f"{self.stage.name}: its cache was not empty within {RENEW_TIMEOUT_S:g} s.")
 
     def tell(self, number: int, text: str) -> None:
         """Writes what a drill wants of a replica into the file that it looks at: see reference_apps/obeying.py."""
@@ -216,13 +250,14 @@ class Launcher(ABC):
 
     def stop(self) -> None:
         """Asks the gateway and then every replica to drain, and waits; one that does not end in its time is killed."""
-        for members in ([self.gateway] if self.gateway is not None else [], list(self.replicas)):
+        alone = [[member] if member is not None else [] for member in (self.gateway, self.cache)]
+        for members in (alone[0], list(self.replicas), alone[1]):
             for member in members:
                 self._terminate(member)
             for member in members:
                 self._await_end(member)
         self.lived += [replica.life() for replica in self.replicas]
-        self.replicas, self.gateway = [], None
+        self.replicas, self.gateway, self.cache = [], None, None
 
     def told(self, dead: Member) -> str:
         """What to tell about one that has ended: which, how, its last lines, and where the whole log is."""
@@ -257,7 +292,7 @@ class Launcher(ABC):
 
     def _spawn(self, number: int, not_before_s: float = 0.0) -> Member:
         device = device_label(of_replica(self.stage, number))
-        member = self._new(number, f"replica-{number}", device)
+        member = self._new(number, f"{'worker' if self._fetch_work else 'replica'}-{number}", device)
         member.not_before_s = not_before_s
         self.replicas.append(member)
         return self._launch(member)
@@ -267,13 +302,16 @@ class Launcher(ABC):
 
     def _launch(self, member: Member) -> Member:
         member.started_s = time.monotonic()
-        member.process = (self._start_gateway if member.number == GATEWAY else self._start_replica)(member)
+        starts = {GATEWAY: self._start_gateway, CACHE: self._start_cache}
+        member.process = starts.get(member.number, self._start_replica)(member)
         return member
 
     def _answers(self, member: Member) -> bool:
         if (found := self._addresses(member)) is None:
             return False
         member.port, member.url, member.inner_url = found
+        if member.number == CACHE:
+            return valkey.answers(*_host_and_port(member.url), self._cache_password, ASK_TIMEOUT_S)
         # The gateway is ready for its replicas to come and go; whether any is there is asked in `settle`.
         path, edge = ("/healthz", self._edge()) if member.number == GATEWAY else ("/readyz", None)
         return probe(f"{member.url}{path}", ASK_TIMEOUT_S, edge)
@@ -286,7 +324,7 @@ class Launcher(ABC):
         member.state = state
         if state == "draining":
             member.kill_at_s = time.monotonic() + self.stage.lifecycle.drain_timeout_s
-        if member.number != GATEWAY:
+        if member.number >= 0:
             self._publish()
         member.since_generation = self.generation
 
@@ -322,6 +360,18 @@ class Launcher(ABC):
         member.stopped_s = member.stopped_s or time.monotonic()
         member.state = "gone"
 
+    def _await_broker(self) -> None:
+        """Workers and jobs API do without a cache, and not without their queue."""
+        broker = self.cache
+        if broker is None or not self._fetch_work:
+            return
+        ready_s = self.stage.lifecycle.ready_timeout_s
+        wait_until(lambda: broker.process.poll() is not None or self._answers(broker), ready_s)
+        if not self._answers(broker):
+            raise LaunchError(self.told(broker))
+        address = valkey.url(*_host_and_port(broker.url), self._cache_password)
+        valkey.write_secret(self.queue_folder / BROKER_FILE, address)  # for `rung jobs`
+
     # ---- the gateway ----
 
     def _edge(self) -> Edge | None:
@@ -330,24 +380,12 @@ class Launcher(ABC):
     def _publish(self) -> None:
         """Writes replicas.json anew, in one piece."""
         self.generation += 1
-        rows = [
-            {"replica": r.number, "url": r.inner_url, "draining": r.state != "ready"}
-            for r in self.replicas
-            if r.state in ("ready", "draining", "stopping") and r.inner_url
-        ]
-        write_atomically(self.replicas_file, json.dumps({"generation": self.generation, "replicas": rows}))
+        fleet_file.publish(self.replicas_file, self.generation, self.cache_epoch, self.replicas)
         self._published()
 
-    def _seen_by_gateway(self) -> tuple[int, dict[int, dict[str, object]]]:
+    def _seen_by_gateway(self) -> fleet_file.Seen:
         """The generation that the gateway works by, and what it knows of each replica; (-1, {}) when it is silent."""
-        if self.gateway is None or self.gateway.state != "ready":
-            return -1, {}
-        try:
-            with open_url(f"{self.gateway.url}/replicas", ASK_TIMEOUT_S, self._edge()) as response:
-                told = json.load(response)
-            return int(told["generation"]), {int(row["replica"]): row for row in told["replicas"]}
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-            return -1, {}
+        return fleet_file.seen_by(self.gateway, self._edge(), ASK_TIMEOUT_S)
 
     def _has_nothing(self, member: Member) -> bool:
         """Whether the gateway knows that the replica drains, and has no request there any more."""
@@ -357,6 +395,14 @@ class Launcher(ABC):
     def _gateway_has_all(self) -> bool:
         if self.gateway is None or self.gateway.state != "ready":
             return self.gateway is None
+        if self._fetch_work:
+            return True
         generation, rows = self._seen_by_gateway()
         ready = (r.number for r in self.replicas if r.state == "ready")
         return generation >= self.generation and all(rows.get(number, {}).get("ready") for number in ready)
+
+
+def _host_and_port(url: str) -> tuple[str, int]:
+    """Those of `redis://HOST:PORT`."""
+    host, _, port = url.removeprefix("redis://").rpartition(":")
+    return host, int(port)

@@ -11,7 +11,17 @@ from typing import Literal, NamedTuple, Protocol
 from reference_apps.reading_logs import for_people
 
 State = Literal["starting", "ready", "draining", "stopping", "died", "gone"]
-GATEWAY = -1  # the gateway's number
+GATEWAY = -1  # the number of the gateway, or of the jobs API in its place
+CACHE = -2  # that of the server that keeps a cache, or a queue
+BROKER_FILE = "broker.url"  # in the folder of a queue: the address of its server, where a launcher has started one
+
+
+_TITLES = {
+    "gateway": "the gateway",
+    "jobs": "the jobs API",
+    "cache": "the cache's server",
+    "broker": "the queue's server",
+}
 
 
 class LaunchError(RuntimeError):
@@ -41,10 +51,10 @@ class Life(NamedTuple):
 
 @dataclass(eq=False)
 class Member:
-    """One replica that was started, or the gateway."""
+    """One replica that was started, the gateway, or the server of its cache."""
 
     number: int
-    name: str  # "replica-0", "gateway": of its files
+    name: str  # "replica-0", "gateway", "cache": of its files
     device: str
     process: Running
     log: Path
@@ -67,7 +77,7 @@ class Member:
     @property
     def title(self) -> str:
         """How it is called in messages."""
-        return "the gateway" if self.number == GATEWAY else f"replica {self.number}"
+        return _TITLES.get(self.name, self.name.replace("-", " "))
 
     def life(self) -> Life:
         return Life(self.number, self.device, self.started_s, self.ready_s, self.stopped_s)

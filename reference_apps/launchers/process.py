@@ -1,7 +1,9 @@
 """A stage's replicas and gateway as processes of this machine, each on a free port, with a log, outliving nobody.
 
     ProcessLauncher ── Popen ──▶ python -m reference_apps.serve, python -m reference_apps.serve_gateway
+                              python -m reference_apps.serve_worker, python -m reference_apps.serve_jobs
                     ══ stdin pipe ══▶  ends with the launcher, whatever ended it: the process drains and goes
+                    ── launchers/tethered.py ──▶ valkey-server, where the cache needs a server of its own
 
 Who is in rotation and who drains is in launchers/launcher.py.
 """
@@ -13,11 +15,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from reference_apps.edge import client_url
+from reference_apps.launchers import valkey
 from reference_apps.launchers.launcher import Launcher
-from reference_apps.launchers.member import GATEWAY, LaunchError, Member, drill_file
+from reference_apps.launchers.member import CACHE, GATEWAY, LaunchError, Member, drill_file
+from reference_apps.up import runs_folder
 from stages.spec import Stage
 
 # Numbers of batches that a replica may use before it could meet those of the process started again after it.
@@ -38,12 +43,47 @@ class ProcessLauncher(Launcher):
     def _start_replica(self, member: Member) -> subprocess.Popen[bytes]:
         words = ["--replica", str(member.number), "--first-batch", str(member.restarts * BATCHES_A_LIFE)]
         words += ["--drills", str(self.folder / drill_file(member.number))]
+        if self.stage.queue is not None:
+            words += ["--begin-at-s", repr(member.not_before_s), "--card", str(runs_folder() / "gpu" / "0")]
+            return self._start("reference_apps.serve_worker", member, words + self._queue_words(), self._broker())
         return self._start("reference_apps.serve", member, words)
 
     def _start_gateway(self, member: Member) -> subprocess.Popen[bytes]:
-        return self._start("reference_apps.serve_gateway", member, ["--replicas", str(self.replicas_file)])
+        if self.stage.queue is not None:
+            return self._start("reference_apps.serve_jobs", member, self._queue_words(), self._broker())
+        cache, environment = self.stage.cache, dict[str, str]()
+        if self.cache is not None and cache is not None:
+            environment[cache.url_env] = valkey.url("127.0.0.1", self.cache.port, self._cache_password)
+        return self._start("reference_apps.serve_gateway", member, ["--replicas", str(self.replicas_file)], environment)
+
+    def _start_cache(self, member: Member) -> subprocess.Popen[bytes]:
+        member.port = member.port or valkey.free_port()
+        if (queue := self.stage.queue) is not None:
+            self.queue_folder.mkdir(parents=True, exist_ok=True)
+            settings = valkey.of_queue(queue, str(self.queue_folder.absolute()))
+        else:
+            assert self.stage.cache is not None
+            settings = valkey.of_cache(self.stage.cache, str(self.folder.absolute()))
+        file = self.folder / f"{member.name}.conf"
+        valkey.write_secret(file, valkey.configuration("127.0.0.1", member.port, self._cache_password, settings))
+        tethered = [sys.executable, "-m", "reference_apps.launchers.tethered"]
+        binary = valkey.server_binary("cache" if self.stage.queue is None else "queue")
+        return self._run([*tethered, binary, str(file.absolute())], member, {})
+
+    def _queue_words(self) -> list[str]:
+        return ["--folder", str(self.queue_folder.absolute())]
+
+    def _broker(self) -> dict[str, str]:
+        """The address of the queue's server in the environment, where the launcher has started it."""
+        queue = self.stage.queue
+        if queue is None or self.cache is None:
+            return {}
+        return {queue.url_env: valkey.url("127.0.0.1", self.cache.port, self._cache_password)}
 
     def _addresses(self, member: Member) -> tuple[int, str, str] | None:
+        if member.number == CACHE:
+            url = f"redis://127.0.0.1:{member.port}"
+            return member.port, url, url
         try:
             port = int(json.loads(self._announcement(member).read_text(encoding="utf-8"))["port"])
         except FileNotFoundError:
@@ -60,13 +100,18 @@ class ProcessLauncher(Launcher):
             with contextlib.suppress(OSError):
                 process.stdin.close()
 
-    def _start(self, module: str, member: Member, words: list[str]) -> subprocess.Popen[bytes]:
+    def _start(
+        self, module: str, member: Member, words: list[str], more: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         announcement = self._announcement(member)
         announcement.unlink(missing_ok=True)
         command = [sys.executable, "-m", module, "--stage", str(self.stage_file), *words]
         command += ["--port", str(member.port), "--announce", str(announcement), "--guarded"]
         threads = str(self.stage.device.cpu_threads)
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+        return self._run(command, member, environment | dict(more or {}))
+
+    def _run(self, command: list[str], member: Member, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         with member.log.open("ab") as output:
             return subprocess.Popen(
                 command,

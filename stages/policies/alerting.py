@@ -62,6 +62,7 @@ class Limits:
     bounds_s: tuple[float, ...]
     slo_latency_s: float
     max_queue_length: int
+    one_queue: bool = False  # it is the room of one queue that all replicas have in common
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def value(rule: Rule, window: Sequence[Reading], limits: Limits) -> float | None
     requests = last.requests - first.requests
     match rule.signal:
         case "queue":
-            return mean_queue_share(window, limits.max_queue_length)
+            return mean_queue_share(window, limits.max_queue_length, limits.one_queue)
         case "utilisation":
             return utilisation(window)
         case "errors":
@@ -164,9 +165,11 @@ def burn_rate(requests: float, kept: float, promised_share: float) -> float:
     return (1 - kept / requests) / (1 - promised_share)
 
 
-def mean_queue_share(window: Sequence[Reading], max_queue_length: int) -> float | None:
-    """How full the queues are, in the mean over the readings: 1 when every replica's queue is full all the time."""
-    shares = [each.queue_length / (each.replicas * max_queue_length) for each in window if each.replicas]
+def mean_queue_share(window: Sequence[Reading], max_queue_length: int, one_queue: bool = False) -> float | None:
+    """How full the queues are, in the mean over the readings: 1 when every replica's queue is full all the time, or the
+    one that they have in common is."""
+    queues = ((each.queue_length, 1 if one_queue else each.replicas) for each in window)
+    shares = [length / (count * max_queue_length) for length, count in queues if count]
     return sum(shares) / len(shares) if shares else None
 
 

@@ -30,6 +30,8 @@ class Seen:
     value: float | None  # of the metric, in its unit (rate: of all replicas together); None while nothing tells it
     missing: int = 0  # of the ready replicas, those that told nothing
     rate_rps: float | None = None  # all arrivals at the gateway, the refused too
+    # Of a stage with a queue: jobs that wait or are worked on; the value is then one of the whole queue's.
+    work: float | None = None
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,10 @@ def _tracked(scaling: Scaling, state: State, seen: Seen, now_s: float) -> tuple[
         return state.wanted, state, f"no {scaling.metric} is known"
     target = scaling.target or math.inf  # a stage without one is refused
     starting = max(0, state.wanted - seen.ready)
-    if scaling.metric == "rate":
+    shared = scaling.metric == "rate" or (scaling.metric == "queue-depth" and seen.work is not None)
+    if shared:
         desired = by_total(state.wanted, seen.value, target, scaling.tolerance)
-    elif scaling.metric == "latency-p95":
+    elif scaling.metric in ("latency-p95", "queue-age"):
         desired = by_value(state.wanted, seen.ready, seen.value, target, scaling.tolerance)
     else:
         desired = by_mean(state.wanted, seen.ready, starting, seen.missing, seen.value, target, scaling.tolerance)
@@ -205,15 +208,19 @@ def _keda(scaling: Scaling, state: State, seen: Seen, now_s: float) -> tuple[int
 
     The cool-down counts from the last poll that found arrivals, at first from the autoscaler's start. A poll that
     nothing answers changes nothing.
+
+    Of a queue, work that is there is activity, whenever it arrived: a backlog is worked off before the last one goes.
     """
     if now_s >= state.polled_s + scaling.polling_interval_s:
         arrived_rps = scaling.activation_rps if seen.rate_rps is None else seen.rate_rps
-        active = arrived_rps > scaling.activation_rps
+        active = arrived_rps > scaling.activation_rps or (seen.work or 0.0) > 0.0
         state = replace(state, polled_s=now_s, active_s=now_s if active else state.active_s)
         if active and state.wanted == 0:
-            return max(1, scaling.min_replicas), state, f"{told('rate', arrived_rps)} arrived"
+            why = f"{told('rate', arrived_rps)} arrived" if seen.work is None else f"{seen.work:g} jobs are there"
+            return max(1, scaling.min_replicas), state, why
         idle_s = now_s - state.active_s
-        idle = seen.rate_rps is not None and not active and idle_s > scaling.cooldown_s
+        known = seen.rate_rps is not None or seen.work is not None
+        idle = known and not active and idle_s > scaling.cooldown_s
         if idle and scaling.min_replicas == 0 < state.wanted:
             return 0, state, f"idle for {idle_s:g} s"
     if state.wanted == 0:
@@ -228,7 +235,8 @@ def _stepped(scaling: Scaling, state: State, seen: Seen, now_s: float) -> tuple[
         return state.wanted, f"no {scaling.metric} is known"
     if state.changes and now_s - state.changes[-1][0] < scaling.cooldown_s:
         return state.wanted, f"{told(scaling.metric, seen.value)}, in the cool-down"
-    value = seen.value / max(1, seen.ready) if scaling.metric == "rate" else seen.value
+    shared = scaling.metric == "rate" or (scaling.metric == "queue-depth" and seen.work is not None)
+    value = seen.value / max(1, seen.ready) if shared else seen.value
     bounds = (scaling.above or math.inf, scaling.factor_up, scaling.below, scaling.factor_down)
     return by_step(state.wanted, value, *bounds), told(scaling.metric, value)
 
@@ -247,9 +255,10 @@ def told(metric: Metric, value: float) -> str:
     units = {
         "utilisation": "of the device's time busy",
         "concurrency": "requests inside a replica",
-        "queue-depth": "requests waiting in a replica",
+        "queue-depth": "waiting",
         "rate": "requests per second",
         "latency-p95": "s at the 95th percentile",
+        "queue-age": "s that the oldest has waited",
     }
     return f"{value:.3g} {units[metric]}"
 

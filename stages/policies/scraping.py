@@ -28,6 +28,15 @@ class ReplicaSample:
 
 
 @dataclass(frozen=True)
+class QueueSample:
+    """What one scrape found of the queue of a stage that has one."""
+
+    waiting: float = 0.0  # jobs
+    leased: float = 0.0  # jobs that a worker has
+    oldest_s: float = 0.0  # how long the first in line has waited
+
+
+@dataclass(frozen=True)
 class Sample:
     """What one scrape found. Counters count from the start of whoever keeps them."""
 
@@ -35,6 +44,7 @@ class Sample:
     arrived: float = 0.0  # requests at the gateway, the refused too
     answers_within: tuple[float, ...] = ()  # answers by bound of LATENCY_BOUNDS_S, cumulative; the last: all
     replicas: Mapping[int, ReplicaSample] | None = None  # of those that answered; None when the gateway did not
+    queue: QueueSample | None = None  # None where the stage has none, and when its broker did not answer
 
 
 def samples_of(scaling: Scaling) -> int:
@@ -44,6 +54,8 @@ def samples_of(scaling: Scaling) -> int:
 
 def observe(metric: Metric, samples: Sequence[Sample], ready: Collection[int]) -> Seen:
     """What the samples of a window (oldest first, `samples_of` at most) tell about the replicas that are ready now."""
+    if any(sample.queue is not None for sample in samples):
+        return _of_queue(metric, samples, len(ready))
     answered = [sample for sample in samples if sample.replicas is not None]
     rate_rps = _rate_rps(answered)
     if metric == "rate":
@@ -54,6 +66,17 @@ def observe(metric: Metric, samples: Sequence[Sample], ready: Collection[int]) -
     told = [value for value in values if value is not None]
     mean = sum(told) / len(told) if told else None
     return Seen(len(ready), mean, len(values) - len(told), rate_rps)
+
+
+def _of_queue(metric: Metric, samples: Sequence[Sample], ready: int) -> Seen:
+    """What a window tells of a queue, which is nobody's own: means over it, and the work that is there now."""
+    # As of a replica's: the oldest sample is the older end of the window, and none of its own.
+    within = list(samples)[-max(1, len(samples) - 1) :]
+    told = [sample.queue for sample in within if sample.queue is not None]
+    if not told:
+        return Seen(ready, None)
+    values = [each.oldest_s if metric == "queue-age" else each.waiting for each in told]
+    return Seen(ready, sum(values) / len(values), work=told[-1].waiting + told[-1].leased)
 
 
 def _of_replica(metric: Metric, samples: Sequence[Sample], number: int) -> float | None:

@@ -1,0 +1,207 @@
+"""The file behind the SQLite broker: how it is opened, its tables, its transactions, and what a new boot makes of it.
+
+    QueueFile ── transaction, reading, version ──▶ broker_sqlite.py
+        └─ another boot than before: its clock began anew, leases and delays are over
+
+What is fsynced when is said in broker_sqlite.py. No twin: the simulator's jobs are in memory. It does not repair a file
+that is damaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from reference_apps.broker import BrokerDownError, BrokerFullDiskError
+
+BUSY_TIMEOUT_S = 5.0
+FLUSH_INTERVAL_S = 1.0
+# The log is cut back to this after a checkpoint; it grows while many write.
+_LOG_MAX_BYTES = 67_108_864
+_VERSION = 1
+
+# `id` is the place in line. A new row gets the greatest id there is and one, which is behind every other; rows keep it
+# as long as they live. `due` is the end of a lease or of a delay, `ready` when the row got its place, `until` when the
+# key of a job that is over may be used again: all monotonic seconds of the boot that `boot` names. `body` is the row of
+# the payload: in a table of its own, a payload is written once, and not again with each change of its job.
+_SCHEMA = (
+    """CREATE TABLE jobs (
+        id INTEGER PRIMARY KEY, job TEXT NOT NULL UNIQUE, state INTEGER NOT NULL, priority INTEGER NOT NULL,
+        attempt INTEGER NOT NULL, due REAL, lease TEXT, ready REAL NOT NULL, enqueued_s REAL NOT NULL,
+        key TEXT, error TEXT NOT NULL, body INTEGER NOT NULL)""",
+    "CREATE INDEX jobs_line ON jobs (state, priority)",
+    "CREATE INDEX jobs_due ON jobs (due) WHERE due IS NOT NULL",
+    """CREATE TABLE dead (
+        place INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL UNIQUE, priority INTEGER NOT NULL,
+        attempt INTEGER NOT NULL, enqueued_s REAL NOT NULL, died_s REAL NOT NULL,
+        key TEXT, error TEXT NOT NULL, body INTEGER NOT NULL)""",
+    "CREATE TABLE bodies (id INTEGER PRIMARY KEY, payload BLOB NOT NULL)",
+    "CREATE TABLE keys (key TEXT PRIMARY KEY, job TEXT NOT NULL, until REAL) WITHOUT ROWID",
+    "CREATE INDEX keys_until ON keys (until) WHERE until IS NOT NULL",
+    "CREATE TABLE boot (boot TEXT NOT NULL)",
+    "INSERT INTO boot VALUES ('')",
+    f"PRAGMA user_version = {_VERSION}",
+)
+
+
+class QueueFile:
+    """One process' connection to the file; its threads take turns. Raises BrokerDownError when there can be no file."""
+
+    def __init__(self, path: Path, fsync: Literal["commit", "interval"]) -> None:
+        self.path = path
+        self._fsync = fsync
+        self._lock = threading.Lock()
+        self._synchronous = ""
+        self._written = 0  # transactions of this connection, which its data_version does not count
+        self._closing = threading.Event()
+        self._db = _connect(path)
+        self._flusher = threading.Thread(target=self._flush, name="queue flush", daemon=True)
+        if fsync == "interval":
+            self._flusher.start()
+
+    def prepare(self, boot: str, now_s: float, key_ttl_s: float) -> None:
+        """Makes the tables, or makes those of another boot fit for this one. Raises BrokerDownError for other files."""
+        with self.transaction(durable=True) as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _SCHEMA:
+                    db.execute(statement)
+            elif version != _VERSION:
+                raise BrokerDownError(
+                    f"{self.path}: must be a queue of version {_VERSION}, got version {version}. It was made by other "
+                    "code. Work it off with that, or give another place."
+                )
+            (before,) = db.execute("SELECT boot FROM boot").fetchone()
+            if before != boot:
+                db.execute("UPDATE boot SET boot = ?", (boot,))
+                db.execute("UPDATE jobs SET due = ? WHERE due IS NOT NULL", (now_s,))
+                db.execute("UPDATE jobs SET ready = ? - max(0.0, ? - enqueued_s)", (now_s, time.time()))
+                db.execute("UPDATE keys SET until = ? WHERE until IS NOT NULL", (now_s + key_ttl_s,))
+
+    @contextlib.contextmanager
+    def transaction(self, durable: bool) -> Iterator[sqlite3.Connection]:
+        """All or nothing; `durable` waits for the disk at its end, where the stage wants that."""
+        wanted = "FULL" if durable and self._fsync == "commit" else "NORMAL"
+        with self._turn() as db:
+            if wanted != self._synchronous:
+                db.execute(f"PRAGMA synchronous = {wanted}")
+                self._synchronous = wanted
+            with _all_or_nothing(db, "BEGIN IMMEDIATE"):
+                yield db
+            self._written += 1
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """One view of the file, whatever others write meanwhile."""
+        with self._turn() as db, _all_or_nothing(db, "BEGIN"):
+            yield db
+
+    def version(self) -> tuple[int, int]:
+        """Another one whenever somebody has written to the file. Takes some microseconds."""
+        with self._turn() as db:
+            return self._version(db)
+
+    def glance(self, question: str) -> tuple[tuple[int, int], tuple[Any, ...]]:
+        """The version, and the one row that answers the question then, or later: the version tells that, too."""
+        with self._turn() as db:
+            return self._version(db), db.execute(question).fetchone()
+
+    def _version(self, db: sqlite3.Connection) -> tuple[int, int]:
+        (others,) = db.execute("PRAGMA data_version").fetchone()
+        return others, self._written
+
+    def close(self) -> None:
+        """Ends the connection; the last one of all processes works the log off into the file."""
+        self._closing.set()
+        if self._flusher.is_alive():
+            self._flusher.join(BUSY_TIMEOUT_S)
+        with self._lock:
+            self._db.close()
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, in_words(self.path):
+            if self._closing.is_set():
+                raise BrokerDownError(f"{self.path}: the broker was closed.")
+            yield self._db
+
+    def _flush(self) -> None:
+        """With queue.fsync = "interval": a checkpoint a second, which fsyncs the log, over a connection of its own."""
+        db, flushed = _connect(self.path), 0
+        with contextlib.closing(db):
+            db.execute("PRAGMA synchronous = NORMAL")
+            while not self._closing.wait(FLUSH_INTERVAL_S):
+                if (written := self._written) != flushed:
+                    with contextlib.suppress(sqlite3.Error):  # what ails the disk, the next call hears too
+                        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                        flushed = written
+
+
+@contextlib.contextmanager
+def in_words(path: Path) -> Iterator[None]:
+    """Raises BrokerDownError for whatever SQLite says of the file, BrokerFullDiskError where its disk is full."""
+    try:
+        yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise  # mistakes of ours
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise BrokerFullDiskError(
+                f"{path}: there is no room on its disk. Nothing of this call was done, and nothing is lost. Make room."
+            ) from error
+        raise BrokerDownError(f"{path}: {error}.") from error
+
+
+@contextlib.contextmanager
+def _all_or_nothing(db: sqlite3.Connection, begin: str) -> Iterator[None]:
+    db.execute(begin)
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # a full disk may have undone it already
+            db.execute("ROLLBACK")
+        raise
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection that any thread may use, one at a time. The file's name is on the disk when it returns."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    except (OSError, sqlite3.OperationalError) as error:
+        raise BrokerDownError(
+            f"{path}: {error}. There would be no queue. Give a place that can be written to."
+        ) from error
+    try:
+        with in_words(path):
+            (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+            db.execute(f"PRAGMA journal_size_limit = {_LOG_MAX_BYTES}")
+            db.execute("PRAGMA fullfsync = ON")  # macOS, whose fsync alone does not reach the disk
+            db.execute("PRAGMA checkpoint_fullfsync = ON")
+        if mode != "wal":
+            raise BrokerDownError(
+                f"{path}: its file system allows no write-ahead log (SQLite says {mode!r}). Processes would block each "
+                "other. Give a place on a disk of this machine."
+            )
+        if new:
+            _fsync_folder(path.parent)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
