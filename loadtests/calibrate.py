@@ -123,13 +123,15 @@ def before_one(kind: Stage) -> Stage:
     return with_overrides(kind, {**plain, "fleet": None, "scaling": None, "cost": None, "overload": True})
 
 
-def kept_path(stage: Stage, short: bool) -> Path:
+def kept_path(stage: Stage, short: bool, on: str = "process") -> Path:
     """Where the calibration of this machine for this stage is kept: what it depends on is in the name's digest."""
     depends: tuple[object, ...] = (machine(), stage.model, kinds(stage)[0].device, stage.batching)
     depends += (stage.traffic.input_format, short)
     if stage.gateway is not None:
         others = tuple(kind.device for kind in kinds(stage)[1:])
         depends += (others, stage.gateway.engine, stage.gateway.edge.tls_certificate is not None)
+    if on != "process":
+        depends += (on, stage.machine)  # a container has the size of its machine
     digest = hashlib.sha256(repr(depends).encode()).hexdigest()[:10]
     return runs_folder() / "calibration" / f"{stage.name}-{stage.device.kind}-{digest}.json"
 

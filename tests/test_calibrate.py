@@ -220,14 +220,15 @@ def test_an_unequal_fleet_is_calibrated_for_real(tmp_path: Path, monkeypatch: py
     profiles = ["t4-resnet50-fp16-pytorch", "a100-resnet50-tf32-tensorflow"]
     fleet = {"fleet.profiles": profiles, "overload": True, "batching.max_batch_size": 2, "device.slowdown": 2.0}
     stage = load_stage("load-balanced", fleet)
-    made = calibrate.calibrate(stage, tmp_path, rounds=6, low_load_duration_s=2.0)
+    made = calibrate.calibrate(stage, tmp_path, rounds=12, low_load_duration_s=2.0)
     first, second = (device_label(of_replica(stage, number)) for number in range(2))
     assert (made.device, list(made.other_devices)) == (first, [second])
     for number, label in enumerate((first, second)):
         profile = catalogue.profiles()[profiles[number]]
         for times in made.times_of(label):
             assert times.mean_s >= 2.0 * profile.service_time_s(times.batch_size)
-        assert [times.batch_size for times in made.times_of(label)] == [1, 2]
+        # Full batches are always seen; on a busy machine most of the single requests may meet in pairs.
+        assert [times.batch_size for times in made.times_of(label)] in ([1, 2], [2])
     assert made.gateway is not None
     assert made.gateway.busy_s > 0.0
     for hop in ("send", "forward", "back", "reply"):
