@@ -18,6 +18,7 @@ from loadtests.verbs import (
     ShortOption,
     bar,
     calibrated,
+    calibration_of,
     failures,
     launch_of,
     read_calibration,
@@ -157,10 +158,7 @@ def compare(
     chosen = None if policies is None else _policies(resolved, policies)
     seconds = duration_s or (SHORT_DURATION_S if short else LONG_DURATION_S)
     plan = Plan(_loads(loads), repeat, seconds, short or seconds < QUOTABLE_DURATION_S)
-    if calibration_file is not None:
-        calibration = read_calibration(calibration_file)
-    else:
-        calibration, _ = calibrated(resolved, short, on)
+    calibration = calibration_of(resolved, short, on, calibration_file)
     kept = folder or fresh_folder(f"compare-{resolved.name}")
     command = shlex.join(["rung", *sys.argv[1:]])
     with failures(), bar() as on_progress:

@@ -14,10 +14,9 @@ from loadtests.verbs import (
     OnOption,
     ShortOption,
     bar,
-    calibrated,
+    calibration_of,
     failures,
     launch_of,
-    read_calibration,
     stage_of,
 )
 from stages.terminal import Exit, JsonOption, SetOption, StageArgument, fail, out, print_json
@@ -80,10 +79,7 @@ def drill(
     )
     _refuse_what_nothing_reads(failure, for_s, replica, factor)
     _check(resolved, plan, on)
-    if calibration_file is not None:
-        calibration = read_calibration(calibration_file)
-    else:
-        calibration, _ = calibrated(resolved, short, on)
+    calibration = calibration_of(resolved, short, on, calibration_file)
     kept = folder or fresh_folder(f"drill-{resolved.name}-{failure}")
     command = shlex.join(["rung", *sys.argv[1:]])
     with failures(), bar() as on_progress:

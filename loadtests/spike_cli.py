@@ -16,10 +16,9 @@ from loadtests.verbs import (
     OnOption,
     ShortOption,
     bar,
-    calibrated,
+    calibration_of,
     failures,
     launch_of,
-    read_calibration,
     stage_of,
 )
 from stages.terminal import Exit, JsonOption, SetOption, StageArgument, fail, out, print_json, teaching
@@ -81,10 +80,7 @@ def spike(
     asked = Shape(shape, times, seconds, trace, trace_start_s or 0.0, trace_length_s)
     base_rps = _base_rps(resolved)
     _point(resolved, asked, base_rps)  # so that what is wrong is said before anything is measured
-    if calibration_file is not None:
-        calibration = read_calibration(calibration_file)
-    else:
-        calibration, _ = calibrated(resolved, short, on)
+    calibration = calibration_of(resolved, short, on, calibration_file)
     if base_load is not None:
         from simulator.run import capacity_rps
 

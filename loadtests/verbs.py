@@ -90,6 +90,18 @@ def calibrated(stage: Stage, short: bool, on: On = "process") -> tuple[Calibrati
     return made, path
 
 
+def calibration_of(stage: Stage, short: bool, on: On, file: Path | None) -> Calibration:
+    """The calibration in `file`, or else this machine's; ends the command in words when it does not fit the stage."""
+    from simulator.run import capacity_rps
+
+    found = calibrated(stage, short, on)[0] if file is None else read_calibration(file)
+    try:
+        capacity_rps(stage, found)
+    except ValueError as error:
+        fail(str(error))
+    return found
+
+
 def read_calibration(path: Path) -> Calibration:
     from pydantic import ValidationError
 
