@@ -129,7 +129,12 @@ def in_words(found: Sequence[Order]) -> str:
 def document(found: Mapping[str, Comparison], folder: Path) -> dict[str, Any]:
     """Rows of all policies, and their order, as policies.json has them and `--json` prints them."""
     order = orders(found)
+    one = next(iter(found.values()))
     return {
+        "machine": one.machine,
+        "device": one.device_label,
+        "command": one.command,
+        "made_at": one.made_at,
         "rows": [asdict(row) | {"policy": policy} for policy, one in found.items() for row in one.rows],
         "shares": [asdict(share) | {"policy": policy} for policy, one in found.items() for share in one.shares],
         "orders": [asdict(each) for each in order],
