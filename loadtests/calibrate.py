@@ -141,7 +141,7 @@ def before_one(kind: Stage) -> Stage:
     return with_overrides(kind, {**plain, "fleet": None, "scaling": None, "cost": None, "overload": True})
 
 
-def kept_path(stage: Stage, short: bool) -> Path:
+def kept_path(stage: Stage, short: bool, on: str = "process") -> Path:
     """Where the calibration of this machine for this stage is kept: what it depends on is in the name's digest."""
     depends: tuple[object, ...] = (machine(), stage.model, kinds(stage)[0].device, stage.batching)
     depends += (stage.traffic.input_format, short)
@@ -150,6 +150,8 @@ def kept_path(stage: Stage, short: bool) -> Path:
         depends += (others, stage.gateway.engine, stage.gateway.edge.tls_certificate is not None)
         if stage.cache is not None:
             depends += (stage.cache.store, stage.cache.policy)
+    if on != "process":
+        depends += (on, stage.machine)  # a container has the size of its machine
     digest = hashlib.sha256(repr(depends).encode()).hexdigest()[:10]
     return runs_folder() / "calibration" / f"{stage.name}-{stage.device.kind}-{digest}.json"
 

@@ -4,44 +4,33 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stages.terminal import (
-    Exit,
-    JsonOption,
-    SetOption,
-    StageArgument,
-    err,
-    fail,
-    out,
-    overrides,
-    print_json,
-    progress,
-    teaching,
+from loadtests.verbs import (
+    LONG_DURATION_S,
+    QUOTABLE_DURATION_S,
+    SHORT_DURATION_S,
+    DeviceOption,
+    OnOption,
+    ShortOption,
+    bar,
+    calibrated,
+    calibration_of,
+    failures,
+    launch_of,
+    read_calibration,
+    stage_of,
 )
+from stages.terminal import Exit, JsonOption, SetOption, StageArgument, err, fail, out, print_json, teaching
 
 if TYPE_CHECKING:
     from reference_apps.up import Stack
-    from stages.calibration import Calibration
     from stages.spec import Stage
 
 app = typer.Typer()
-
-# Short runs show how it works within a minute; their figures are not to be quoted.
-SHORT_DURATION_S, SHORT_ROUNDS, SHORT_REAL_SWEEP_S, SHORT_LOW_LOAD_S = 4.0, 6, 8.0, 5.0
-LONG_DURATION_S, LONG_ROUNDS, LONG_REAL_SWEEP_S, LONG_LOW_LOAD_S = 30.0, 40, 60.0, 25.0
-QUOTABLE_DURATION_S = 15.0  # runs below are called short, whatever they were asked as
-
-DeviceOption = Annotated[
-    Literal["cpu", "cuda", "emulated"] | None,
-    typer.Option("--device", help="Run on this kind of device instead of the stage's own."),
-]
-ShortOption = Annotated[bool, typer.Option("--short", help="A minute instead of ten; the report says so.")]
 
 
 @app.command()
@@ -66,10 +55,10 @@ def load(
     from stages.metrics import summarise
     from stages.spec import device_label
 
-    resolved = _resolved(stage, set_, duration_s=duration_s, rate_rps=rate_rps)
+    resolved = stage_of(stage, set_, duration_s=duration_s, rate_rps=rate_rps)
     target, stack = _target(resolved, url)
     kept = folder or fresh_folder(f"load-{resolved.name}")
-    with _failures(), _bar() as on_progress:
+    with failures(), bar() as on_progress:
         total_s = resolved.traffic.duration_s
         loaded = fire(
             resolved,
@@ -108,6 +97,7 @@ def load(
 def calibrate(
     stage: StageArgument,
     device: DeviceOption = None,
+    on: OnOption = "process",
     short: ShortOption = False,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -115,8 +105,8 @@ def calibrate(
     """Measure this machine for a stage: device time by batch size, and the host's time around it."""
     from loadtests.printing import print_calibration
 
-    resolved = _resolved(stage, set_, device=device)
-    calibration, path = _calibrated(resolved, short)
+    resolved = stage_of(stage, set_, device=device)
+    calibration, path = calibrated(resolved, short, on)
     if json_:
         print_json({"calibration": str(path), **calibration.model_dump()})
         return
@@ -134,6 +124,7 @@ def compare(
         str | None, typer.Option(help="Balancing policies to hold against each other, like round-robin,random.")
     ] = None,
     device: DeviceOption = None,
+    on: OnOption = "process",
     calibration_file: Annotated[
         Path | None, typer.Option("--calibration", help="Use this calibration, and make none.")
     ] = None,
@@ -152,7 +143,7 @@ def compare(
     from loadtests.printing import print_comparisons
     from reference_apps.up import fresh_folder
 
-    resolved = _resolved(stage, set_, device=device)
+    resolved = stage_of(stage, set_, device=device)
     if resolved.traffic.loop == "closed":
         fail(
             'traffic.loop: must be "open" to compare, got "closed". A closed loop slows down with its server, and '
@@ -167,18 +158,18 @@ def compare(
     chosen = None if policies is None else _policies(resolved, policies)
     seconds = duration_s or (SHORT_DURATION_S if short else LONG_DURATION_S)
     plan = Plan(_loads(loads), repeat, seconds, short or seconds < QUOTABLE_DURATION_S)
-    if calibration_file is not None:
-        calibration = _read_calibration(calibration_file)
-    else:
-        calibration, _ = _calibrated(resolved, short)
+    calibration = calibration_of(resolved, short, on, calibration_file)
     kept = folder or fresh_folder(f"compare-{resolved.name}")
     command = shlex.join(["rung", *sys.argv[1:]])
-    with _failures(), _bar() as on_progress:
+    with failures(), bar() as on_progress:
+        launch = launch_of(on)
         if chosen is None:
-            found = {"": run_both(resolved, calibration, plan, kept, command=command, on_progress=on_progress)}
+            plain = (resolved, calibration, plan, kept)
+            found = {"": run_both(*plain, command=command, launch=launch, on_progress=on_progress)}
             report.write_report(found[""], kept)
         else:
-            found = compare_all(resolved, chosen, calibration, plan, kept, command=command, on_progress=on_progress)
+            several = (resolved, chosen, calibration, plan, kept)
+            found = compare_all(*several, command=command, launch=launch, on_progress=on_progress)
     print_comparisons(found, kept, json_)
     if all(run.void for comparison in found.values() for run in comparison.runs):
         fail("Every run is void: see the reasons in the report. Quiet the machine, or lower the loads.", Exit.VOID)
@@ -199,10 +190,10 @@ def report_(
     from loadtests.compare import again
     from loadtests.printing import print_comparisons
 
-    calibration = None if calibration_file is None else _read_calibration(calibration_file)
+    calibration = None if calibration_file is None else read_calibration(calibration_file)
     spiked, found = None, {}
     try:
-        with _failures(), err.status(f"Predicting {folder} again …"):
+        with failures(), err.status(f"Predicting {folder} again …"):
             if (folder / "spike.json").is_file():
                 spiked = spike.again(folder, calibration)
             elif (folder / "policies.json").is_file():
@@ -220,37 +211,6 @@ def report_(
         spike_cli.show(spiked, folder, json_)
     else:
         print_comparisons(found, folder, json_)
-
-
-def _resolved(
-    name: str,
-    pairs: list[str] | None,
-    *,
-    device: str | None = None,
-    duration_s: float | None = None,
-    rate_rps: float | None = None,
-) -> Stage:
-    """The stage with the command line's changes; ends the command in words when it is not sound."""
-    from stages.spec import load_stage
-    from stages.traffic import at_rate
-
-    changed: dict[str, Any] = overrides(pairs)
-    if duration_s is not None:
-        changed["traffic.duration_s"] = duration_s
-    if rate_rps is not None:
-        changed["overload"] = True
-    with teaching():
-        if device not in (None, "emulated"):  # what only an emulated device has goes with it
-            changed = {"device.profile": None, "device.slowdown": None} | changed
-        if device is not None:
-            changed["device.kind"] = device
-        resolved = load_stage(name, changed)
-        if rate_rps is None:
-            return resolved
-        try:
-            return resolved.model_copy(update={"traffic": at_rate(resolved.traffic, rate_rps)})
-        except ValueError as error:
-            fail(f"--rate {rate_rps:g}: {error}.", Exit.MISUSED)
 
 
 def _target(stage: Stage, url: str | None) -> tuple[str, Stack | None]:
@@ -302,74 +262,9 @@ def _policies(stage: Stage, text: str) -> list[str]:
     return names
 
 
-def _calibrated(stage: Stage, short: bool) -> tuple[Calibration, Path]:
-    """The calibration of this machine for the stage: the one that is kept, or a new one."""
-    from loadtests.calibrate import calibrate as measure
-    from loadtests.calibrate import kept_path
-    from reference_apps.up import fresh_folder
-    from stages import calibration
-
-    path = kept_path(stage, short)
-    if path.exists():
-        return _read_calibration(path), path
-    long = (LONG_ROUNDS, LONG_REAL_SWEEP_S, LONG_LOW_LOAD_S)
-    rounds, real_sweep_s, low_load_s = (SHORT_ROUNDS, SHORT_REAL_SWEEP_S, SHORT_LOW_LOAD_S) if short else long
-    with _failures(), _bar() as on_progress:
-        made = measure(
-            stage,
-            fresh_folder(f"calibrate-{stage.name}"),
-            rounds=rounds,
-            real_sweep_s=real_sweep_s,
-            low_load_duration_s=low_load_s,
-            command=shlex.join(["rung", *sys.argv[1:]]),
-            on_progress=on_progress,
-        )
-    calibration.write(made, path)
-    return made, path
-
-
-def _read_calibration(path: Path) -> Calibration:
-    from pydantic import ValidationError
-
-    from stages import calibration
-
-    try:
-        return calibration.read(path)
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a calibration"
-        fail(f"{path}: cannot be read ({reason}). Make one with `rung calibrate STAGE`.", Exit.MISUSED)
-
-
 def _least_service_s(stage: Stage) -> float | None:
     from stages import catalogue
 
     if stage.device.profile is None:
         return None
     return catalogue.profiles()[stage.device.profile].service_time_s(1) * stage.device.slowdown
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    """Failures of processes that we started become words and exit status 1."""
-    from loadtests.load import LoadError
-    from reference_apps.launchers.member import LaunchError
-    from stages.problems import StageError
-
-    try:
-        yield
-    except (LoadError, LaunchError) as error:
-        fail(str(error))
-    except StageError as error:
-        fail(str(error), Exit.MISUSED)
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, float, float], None]]:
-    """A progress bar on stderr for work whose length in seconds is known."""
-    with progress() as bar:
-        task = bar.add_task("Starting", total=0.0)
-
-        def on_progress(what: str, done_s: float, total_s: float) -> None:
-            bar.update(task, description=what, completed=min(done_s, total_s), total=total_s)
-
-        yield on_progress

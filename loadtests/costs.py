@@ -21,16 +21,22 @@ from stages.spec import Stage
 # A batch that starts sooner than this after another had been waiting for it.
 WAITING_GAP_S = 0.001
 QUANTILES = 101
+OFTEN = 5  # times that a batch size was seen
 
 
 def service_times(sweep: Records) -> tuple[ServiceTimes, ...]:
-    """Device time of each batch size that the sweep saw at least 5 times, as quantiles."""
+    """Device time of each batch size that the sweep saw at least OFTEN times, as quantiles.
+
+    And of its smallest and its largest batches, however rare: other sizes lie between them. On a busy machine single
+    requests meet in batches.
+    """
     seconds = sweep.batches.with_columns((pl.col("finished_s") - pl.col("started_s")).alias("service_s"))
-    result = []
-    for (size,), rows in sorted(seconds.group_by("batch_size"), key=lambda group: int(str(group[0][0]))):
-        if rows.height >= 5:
-            result.append(ServiceTimes(batch_size=int(str(size)), quantiles_s=_quantiles(rows["service_s"])))
-    return tuple(result)
+    ends = (seconds["batch_size"].min(), seconds["batch_size"].max())
+    return tuple(
+        ServiceTimes(batch_size=int(str(size)), quantiles_s=_quantiles(rows["service_s"]))
+        for (size,), rows in sorted(seconds.group_by("batch_size"), key=lambda group: int(str(group[0][0])))
+        if rows.height >= OFTEN or size in ends
+    )
 
 
 def host_costs(stage: Stage, sweep: Records, low_load: Records) -> HostCosts:

@@ -27,7 +27,7 @@ from loadtests.compare import at_load, least_service_s
 from loadtests.drill_figures import Look, Phases, Seen
 from loadtests.drill_watch import Asked, Plan, log_kept, watching
 from loadtests.load import Loaded, fire
-from loadtests.tending import tended
+from loadtests.tending import start_s_of, tended
 from reference_apps import rotation, supervisor
 from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.process import ProcessLauncher
@@ -108,7 +108,7 @@ def drill(
     capacity = capacity_rps(fixed, calibration)
     with log_kept(folder / "stack" / "supervisor.log"), launch(fixed, folder / "stack") as launcher:
         _fire(at_load(fixed, 0.5, capacity, WARM_UP_S), launcher, folder / "warm-up")
-        start_s = _start_s(launcher) if plan.failure in ("kill", "restart") else 0.0
+        start_s = start_s_of(launcher) if plan.failure in ("kill", "restart") else 0.0
         phases = phases_of(fixed, plan, start_s)
         point = at_load(fixed, plan.load, capacity, duration_s(fixed, phases))
         (folder / "stage.toml").write_text(stage_toml(point), encoding="utf-8")
@@ -180,16 +180,6 @@ def predict(point: Stage, plan: Plan, calibration: Calibration | None, start_s: 
 def _as_run(found: Drilled, plan: Plan) -> Run:
     done_s = float("nan") if found.done_s is None else found.done_s - plan.at_s
     return Run(found.records, found.looks, done_s)
-
-
-def _start_s(launcher: Launcher) -> float:
-    """How long a replica takes to be ready while the others idle: one more is started, and goes."""
-    extra = launcher.add()
-    launcher.settle()
-    assert extra.ready_s is not None
-    launcher.drain(extra.number)
-    launcher.settle()
-    return extra.ready_s - extra.started_s
 
 
 def _measured(point: Stage, plan: Plan, launcher: Launcher, folder: Path, on_progress: Progress) -> tuple[Loaded, Run]:

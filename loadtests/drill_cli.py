@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from loadtests.cli import DeviceOption, ShortOption, _bar, _calibrated, _failures, _read_calibration, _resolved
+from loadtests.verbs import (
+    DeviceOption,
+    OnOption,
+    ShortOption,
+    bar,
+    calibration_of,
+    failures,
+    launch_of,
+    stage_of,
+)
 from stages.terminal import Exit, JsonOption, SetOption, StageArgument, fail, out, print_json
 
 if TYPE_CHECKING:
-    from loadtests.calibrate import Launch
     from loadtests.drill_watch import Plan
     from stages.spec import Stage
 
@@ -41,9 +49,7 @@ def drill(
     load: Annotated[float, typer.Option(help="The load as a share of the fleet's capacity.")] = 0.5,
     replica: Annotated[int | None, typer.Option(help="The number of the replica; 0 without it.")] = None,
     factor: Annotated[float | None, typer.Option(help="Of slow: how many times as slow; 10 without it.")] = None,
-    on: Annotated[
-        Literal["process", "docker"], typer.Option(help="Drill processes of this machine, or Docker containers.")
-    ] = "process",
+    on: OnOption = "process",
     device: DeviceOption = None,
     calibration_file: Annotated[
         Path | None, typer.Option("--calibration", help="Use this calibration, and make none.")
@@ -61,7 +67,7 @@ def drill(
     from loadtests.drill_watch import Plan
     from reference_apps.up import fresh_folder
 
-    resolved = _resolved(stage, set_, device=device)
+    resolved = stage_of(stage, set_, device=device)
     plan = Plan(
         failure=failure,
         replica=replica or 0,
@@ -73,15 +79,12 @@ def drill(
     )
     _refuse_what_nothing_reads(failure, for_s, replica, factor)
     _check(resolved, plan, on)
-    if calibration_file is not None:
-        calibration = _read_calibration(calibration_file)
-    else:
-        calibration, _ = _calibrated(resolved, short)
+    calibration = calibration_of(resolved, short, on, calibration_file)
     kept = folder or fresh_folder(f"drill-{resolved.name}-{failure}")
     command = shlex.join(["rung", *sys.argv[1:]])
-    with _failures(), _bar() as on_progress:
+    with failures(), bar() as on_progress:
         found = run_both(
-            *(resolved, calibration, plan, kept), command=command, launch=_launch(on), on_progress=on_progress
+            *(resolved, calibration, plan, kept), command=command, launch=launch_of(on), on_progress=on_progress
         )
     picture = drill_report.write(found, kept)
     if json_:
@@ -152,13 +155,3 @@ def _check(stage: Stage, plan: Plan, on: str) -> None:
                 "Choose one between.",
                 Exit.MISUSED,
             )
-
-
-def _launch(on: str) -> Launch:
-    if on == "docker":
-        from reference_apps.launchers.docker import DockerLauncher  # its library is an extra
-
-        return DockerLauncher
-    from reference_apps.launchers.process import ProcessLauncher
-
-    return ProcessLauncher

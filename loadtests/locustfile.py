@@ -112,7 +112,8 @@ class Shots:
     def fire(self, user: FastHttpUser, number: int, item: int, scheduled_s: float) -> None:
         """Sends one request now, waits for its end, and notes it with times from the beginning of the schedule."""
         began_s, traffic = self.began.get(), self.stage.traffic
-        headers = self.headers | {"x-rung-key": str(item)}  # the replica of sticky balancing
+        # The replica of sticky balancing, and the dice of random choices: the same in every run of this schedule.
+        headers = self.headers | {"x-rung-key": str(item), "x-rung-request": str(number)}
         body = cast(Any, self.payloads.body(item))  # bytes; typed as str by Locust
         sent_s = time.monotonic()
         remaining_s = max(0.001, scheduled_s + began_s + traffic.timeout_s - sent_s)

@@ -22,8 +22,10 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtests import compare, report
+from loadtests.calibrate import Launch
 from loadtests.report import Comparison, Row
 from loadtests.wording import listed, shown, shown_error
+from reference_apps.launchers.process import ProcessLauncher
 from stages.calibration import Calibration
 from stages.fleet import Policy
 from stages.spec import Stage, with_overrides
@@ -60,6 +62,7 @@ def compare_all(
     folder: Path,
     *,
     command: str,
+    launch: Launch = ProcessLauncher,
     on_progress: Callable[[str, float, float], None] = lambda *_: None,
 ) -> dict[str, Comparison]:
     """Compares the stage under each policy, in folders named after them under `folder`; reports are written there.
@@ -74,7 +77,7 @@ def compare_all(
 
         own = folder / policy
         found[policy] = compare.compare(
-            under(stage, policy), calibration, plan, own, command=command, on_progress=progress
+            *(under(stage, policy), calibration, plan, own), command=command, launch=launch, on_progress=progress
         )
         report.write_report(found[policy], own)
     _write(found, folder)
@@ -126,7 +129,12 @@ def in_words(found: Sequence[Order]) -> str:
 def document(found: Mapping[str, Comparison], folder: Path) -> dict[str, Any]:
     """Rows of all policies, and their order, as policies.json has them and `--json` prints them."""
     order = orders(found)
+    one = next(iter(found.values()))
     return {
+        "machine": one.machine,
+        "device": one.device_label,
+        "command": one.command,
+        "made_at": one.made_at,
         "rows": [asdict(row) | {"policy": policy} for policy, one in found.items() for row in one.rows],
         "shares": [asdict(share) | {"policy": policy} for policy, one in found.items() for share in one.shares],
         "orders": [asdict(each) for each in order],

@@ -23,7 +23,7 @@ from loadtests.checks import why_void
 from loadtests.compare import least_service_s
 from loadtests.load import Loaded, fire
 from loadtests.shapes import constant
-from loadtests.tending import tended
+from loadtests.tending import start_s_of, tended
 from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.process import ProcessLauncher
 from simulator.run import beyond_calibration, capacity_rps, simulate
@@ -32,7 +32,7 @@ from stages.calibration import Calibration
 from stages.calibration import read as read_calibration
 from stages.calibration import write as write_calibration
 from stages.records import Records
-from stages.spec import Stage, device_label, load_stage, stage_toml
+from stages.spec import Stage, device_label, load_stage, stage_toml, with_overrides
 from stages.traffic import schedule
 
 # A void run is repeated at once, so many times at most; a short one is not.
@@ -49,6 +49,7 @@ class Plan:
     shape: str  # in words
     base_rps: float
     short: bool  # too short for the figures to be quoted
+    on: str = "process"  # what the replicas are: processes, or containers
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def spike(
     Raises LaunchError when the stack does not start or cannot be kept up, LoadError when the load generator fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if plan.on == "docker" and point.scaling is not None:
+        point = with_measured_start(point, launch, folder / "cold-start")
     (folder / "stage.toml").write_text(stage_toml(point), encoding="utf-8")
     write_calibration(calibration, folder / "calibration.json")
     about = {
@@ -121,6 +124,17 @@ def spike(
     return _result(point, calibration, runs, about)
 
 
+def with_measured_start(point: Stage, launch: Launch, folder: Path) -> Stage:
+    """The stage with the cold start that it has in containers: image and model as one replica more than the first
+    took them, before the runs; the machine's time stays the stage's own, because none is rented.
+
+    Raises LaunchError when it does not start.
+    """
+    with launch(with_overrides(point, {"scaling": None, "overload": True}), folder) as launcher:
+        start_s = start_s_of(launcher)
+    return with_overrides(point, {"scaling.cold_start.image_s": 0.0, "scaling.cold_start.model_s": start_s})
+
+
 def again(folder: Path, calibration: Calibration | None = None) -> Spiked:
     """A spike's run folder with its real runs as they were, predicted anew by the simulator of today.
 
@@ -141,13 +155,20 @@ def again(folder: Path, calibration: Calibration | None = None) -> Spiked:
 
 
 def _result(point: Stage, calibration: Calibration, runs: list[Run], about: dict[str, Any]) -> Spiked:
+    caveats = [*calibration.caveats, *beyond_calibration(point, calibration)]
+    if about.get("on") == "docker" and point.scaling is not None:
+        cold = point.scaling.cold_start
+        caveats.append(
+            f"A container took {cold.model_s:.1f} s until it served, as measured before the runs; its machine is given "
+            f"{cold.machine_s:g} s by the stage. What a registry takes to send the image is left out."
+        )
     return Spiked(
         stage=point,
         shape=about["shape"],
         base_rps=about["base_rps"],
         capacity_rps=capacity_rps(point, calibration),
         runs=runs,
-        caveats=list(dict.fromkeys([*calibration.caveats, *beyond_calibration(point, calibration)])),
+        caveats=list(dict.fromkeys(caveats)),
         machine=about["machine"],
         command=about["command"],
         made_at=about["made_at"],

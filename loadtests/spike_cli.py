@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from loadtests.cli import DeviceOption, ShortOption, _bar, _calibrated, _failures, _read_calibration, _resolved
+from loadtests.verbs import (
+    DeviceOption,
+    OnOption,
+    ShortOption,
+    bar,
+    calibration_of,
+    failures,
+    launch_of,
+    stage_of,
+)
 from stages.terminal import Exit, JsonOption, SetOption, StageArgument, fail, out, print_json, teaching
 
 if TYPE_CHECKING:
@@ -48,6 +57,7 @@ def spike(
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, max=100, help="Real runs, each on a fresh stack.")] = 1,
     device: DeviceOption = None,
+    on: OnOption = "process",
     calibration_file: Annotated[
         Path | None, typer.Option("--calibration", help="Use this calibration, and make none.")
     ] = None,
@@ -66,24 +76,23 @@ def spike(
 
     _check(times, for_s, base_load, shape, trace, trace_start_s, trace_length_s)
     seconds = for_s or (SHORT_FOR_S if short else FOR_S)
-    resolved = _resolved(stage, set_, device=device)
+    resolved = stage_of(stage, set_, device=device)
     asked = Shape(shape, times, seconds, trace, trace_start_s or 0.0, trace_length_s)
     base_rps = _base_rps(resolved)
     _point(resolved, asked, base_rps)  # so that what is wrong is said before anything is measured
-    if calibration_file is not None:
-        calibration = _read_calibration(calibration_file)
-    else:
-        calibration, _ = _calibrated(resolved, short)
+    calibration = calibration_of(resolved, short, on, calibration_file)
     if base_load is not None:
         from simulator.run import capacity_rps
 
         base_rps = base_load * capacity_rps(resolved, calibration)
     point = _point(resolved, asked, base_rps)
     kept = folder or fresh_folder(f"spike-{resolved.name}")
-    plan = Plan(repeat, asked.in_words, base_rps, short or seconds < QUOTABLE_FOR_S)
+    plan = Plan(repeat, asked.in_words, base_rps, short or seconds < QUOTABLE_FOR_S, on)
     command = shlex.join(["rung", *sys.argv[1:]])
-    with _failures(), _bar() as on_progress:
-        found = run_both(point, calibration, plan, kept, command=command, on_progress=on_progress)
+    with failures(), bar() as on_progress:
+        found = run_both(
+            *(point, calibration, plan, kept), command=command, launch=launch_of(on), on_progress=on_progress
+        )
     show(found, kept, json_)
     if all(run.void for run in found.runs):
         fail("Every run is void: see the reasons above. Quiet the machine, or lower the rates.", Exit.VOID)

@@ -60,6 +60,16 @@ class Tending:
             self._error = error
 
 
+def start_s_of(launcher: Launcher) -> float:
+    """How long a replica takes to be ready while the others idle, in seconds: one more is started, and goes."""
+    extra = launcher.add()
+    launcher.settle()
+    assert extra.ready_s is not None
+    launcher.drain(extra.number)
+    launcher.settle()
+    return extra.ready_s - extra.started_s
+
+
 @contextmanager
 def tended(launcher: Launcher) -> Iterator[Tending]:
     """Looks after `launcher` until the end of the block. Raises LaunchError when the stage could not be kept up."""

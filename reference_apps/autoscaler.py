@@ -88,7 +88,7 @@ class ScaledFleet:
     def start(self, cold_start_s: float) -> None:
         """One more, in rotation no sooner than in `cold_start_s` seconds. One that cannot be started is left out."""
         try:
-            self._launcher.add(not_before_s=time.monotonic() + cold_start_s)
+            self._launcher.add_cold(cold_start_s)
         except (LaunchError, OSError) as error:
             log.warning("no replica could be started: %s", error)
 

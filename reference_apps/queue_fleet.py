@@ -51,7 +51,7 @@ class QueueFleet:
     def start(self, cold_start_s: float) -> None:
         """One more, which claims no job sooner than in `cold_start_s` seconds. If it cannot start, it is left out."""
         try:
-            self._launcher.add(not_before_s=time.monotonic() + cold_start_s)
+            self._launcher.add_cold(cold_start_s)
         except (LaunchError, OSError) as error:
             log.warning("no worker could be started: %s", error)
 

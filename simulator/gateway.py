@@ -192,7 +192,7 @@ class Gateway:
     def _forward(self, passage: Passage, choosable: Mapping[int, int]) -> None:
         """Sends the request to the replica that the policy names."""
         now_s = self._env.now
-        number = self._balancer.choose(passage.key, choosable, now_s)
+        number = self._balancer.choose(passage.key, choosable, now_s, passage.request)
         self._balancer.sent(number, now_s)
         member = self.members[number]
         passage.replica, passage.sent_s = number, now_s

@@ -95,7 +95,7 @@ def devices(
 
 @app.command()
 def prices(json_: JsonOption = False) -> None:
-    """List the machines that [cost] can name: what an hour of one costs, as of when, and who says so."""
+    """List the machines that cost.machine can name: what an hour of one costs, as of when, and who says so."""
     from dataclasses import asdict
 
     from stages.catalogue.prices import prices as rows

@@ -112,20 +112,24 @@ def serve(
         for number, key in enumerate(keys):
             clock.now_s = number * EVERY_S
             tried.clear()
-            status, body = await _asked(gateway, key)
+            status, body = await _asked(gateway, key, number)
             ends.append((tuple(tried), "" if status == 200 else str(json.loads(body)["title"])))
         return ends
 
     return asyncio.run(all_of_them())
 
 
-async def _asked(gateway: running.Gateway, key: str) -> tuple[int, bytes]:
+async def _asked(gateway: running.Gateway, key: str, number: int) -> tuple[int, bytes]:
     """Status and body of one request by ASGI."""
     scope = {
         "type": "http",
         "method": "POST",
         "path": "/predict",
-        "headers": [(b"x-rung-key", key.encode()), (b"content-type", b"application/json")],
+        "headers": [
+            (b"x-rung-key", key.encode()),
+            (b"x-rung-request", b"%d" % number),
+            (b"content-type", b"application/json"),
+        ],
     }
     sent: list[Any] = []
     messages = iter([{"type": "http.request", "body": b"{}", "more_body": False}])

@@ -63,6 +63,18 @@ def test_a_random_choice_divides_the_draw_evenly(draw: float, chosen: int) -> No
     assert random_choice({9: 0, 2: 0, 4: 0}, draw) == chosen
 
 
+@pytest.mark.parametrize("policy", ["random", "power-of-two"])
+def test_the_dice_follow_the_number_of_a_request_whatever_came_before(policy: Policy) -> None:
+    idle = dict.fromkeys(range(4), 0)
+    one, other = Balancer(policy, 1), Balancer(policy, 1)
+    for key in KEYS[:7]:
+        other.choose(key, idle, 0.0)
+    chosen = [one.choose(0, idle, 0.0, number) for number in range(2000)]
+    assert chosen == [other.choose(0, idle, 0.0, number) for number in range(2000)]
+    assert chosen != [Balancer(policy, 2).choose(0, idle, 0.0, number) for number in range(2000)]
+    assert all(400 < count < 600 for count in Counter(chosen).values())
+
+
 def test_the_least_outstanding_are_taken_in_turn() -> None:
     assert least_outstanding({0: 3, 1: 1, 2: 2}, last=1) == 1
     assert [least_outstanding({0: 1, 1: 1, 2: 5, 3: 1}, last) for last in (-1, 0, 1, 2, 3)] == [0, 1, 3, 3, 0]

@@ -64,9 +64,15 @@ def test_service_times_are_those_of_the_sweep(sweep: Records) -> None:
     assert found == pytest.approx({n: q[0] for n, q in SERVICE_S.items()}, abs=1e-7)
 
 
-def test_a_size_seen_too_rarely_is_left_out() -> None:
-    rare = fired([0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.2], calibrate.GATHER_S)
-    assert [times.batch_size for times in costs.service_times(rare)] == [1]
+@pytest.mark.parametrize(
+    ("sizes", "found"),
+    [([1] * 6 + [2] * 2 + [3], [1, 3]), ([1] + [2] * 6 + [3] * 5, [1, 2, 3]), ([1, 2, 3] * 4, [1, 3]), ([2], [2])],
+)
+def test_a_size_seen_too_rarely_is_left_out_unless_others_lie_between_it_and_the_rest(
+    sizes: list[int], found: list[int]
+) -> None:
+    rare = fired([0.2 * k for k, size in enumerate(sizes) for _ in range(size)], calibrate.GATHER_S)
+    assert [times.batch_size for times in costs.service_times(rare)] == found
 
 
 def test_host_costs_are_found(sweep: Records, low_load: Records) -> None:
@@ -268,8 +274,8 @@ def test_an_unequal_fleet_is_calibrated_for_real(tmp_path: Path, monkeypatch: py
         profile = catalogue.profiles()[profiles[number]]
         for times in made.times_of(label):
             assert times.mean_s >= 2.0 * profile.service_time_s(times.batch_size)
-        # Full batches are always seen; on a busy machine most of the single requests may meet in pairs.
-        assert [times.batch_size for times in made.times_of(label)] in ([1, 2], [2])
+        # On a busy machine every single request may have met another.
+        assert [times.batch_size for times in made.times_of(label)][-1] == 2
     assert made.gateway is not None
     assert made.gateway.busy_s > 0.0
     for hop in ("send", "forward", "back", "reply"):

@@ -12,15 +12,21 @@ from typing import Any
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from loadtests.cli import _loads
 from loadtests.compare import at_load
+from rung import app
 from simulator.run import simulate
 from stages import calibration, records
-from stages.spec import load_stage
+from stages.spec import device_label, load_stage
 from stages.traffic import schedule
+from tests.made import a_calibration
 
 RUNG = str(Path(sys.executable).with_name("rung"))
+
+
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         env=os.environ | {"RUNG_RUNS": str(runs)},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     # On a busy machine every run may be void, which is status 3, and is reported all the same.
@@ -129,6 +135,17 @@ def test_predicted_again_it_is_the_same(compared: tuple[Path, dict[str, Any], Pa
         check=True,
     )
     assert json.loads(done.stdout) == document
+
+
+def test_a_calibration_that_cannot_serve_the_stage_is_told_in_words(tmp_path: Path) -> None:
+    stage = load_stage("micro-batched")
+    times = {32: (0.05,)}
+    made = a_calibration(times).model_copy(update={"device": device_label(stage)})
+    calibration.write(made, tmp_path / "calibration.json")
+    done = CliRunner().invoke(app, ["compare", "micro-batched", "--calibration", str(tmp_path / "calibration.json")])
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    assert "must be within the sweep of the calibration, batches of 32 to 32, got 8" in " ".join(done.stderr.split())
 
 
 def test_loads_are_read() -> None:

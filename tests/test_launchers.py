@@ -162,6 +162,24 @@ def test_replicas_come_and_go_under_load_and_no_request_is_lost(fleet: Launcher)
     assert [life.replica for life in fleet.lives()].count(first.number) == 1
 
 
+def test_one_whose_machine_has_still_to_come_is_started_then_and_one_not_wanted_any_more_never_is(
+    fleet: Launcher,
+) -> None:
+    asked_s = time.monotonic()
+    new = fleet.add(launch_at_s=asked_s + 1.0)
+    never = fleet.add(launch_at_s=asked_s + 600.0)
+    fleet.look()
+    assert (new.state, never.state) == ("starting", "starting")
+    assert 0 not in fleet.pids, "a machine that is not there has no process"
+    fleet.drain(never.number)
+    until(fleet, lambda: never.state == "gone" and fleet.in_rotation(new))
+    assert not never.log.exists(), "it was never started"
+    assert new.ready_s is not None and new.ready_s > asked_s + 1.0
+    assert new.started_s < asked_s + 0.5, "its bill began when it was asked for"
+    fleet.drain(new.number)
+    until(fleet, lambda: new.state == "gone")
+
+
 def test_one_that_is_killed_is_found_once_and_comes_back_under_its_number(fleet: Launcher) -> None:
     victim = fleet.replicas[0]
     fleet.kill(victim.number)

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from loadtests import shapes, spike_report
 from loadtests.load import fire
 from loadtests.shapes import Shape, ShapeError
-from loadtests.spike import Run, Spiked
+from loadtests.spike import Plan, Run, Spiked, spike
+from loadtests.spike import again as spike_again
 from loadtests.tending import tended
 from reference_apps.launchers.member import LaunchError
 from reference_apps.launchers.process import ProcessLauncher
@@ -76,9 +77,9 @@ def counted(folder: Path, counts: list[int]) -> Path:
 @pytest.mark.parametrize(
     ("name", "duration_s", "rates"),
     [
-        ("spike", 50.0, [(5.0, 30.0), (15.0, 240.0), (29.0, 240.0), (31.0, 30.0), (49.0, 30.0)]),
-        ("ramp", 20.0, [(0.0, 30.0), (10.0, 135.0), (20.0, 240.0)]),
-        ("diurnal", 20.0, [(0.0, 30.0), (10.0, 240.0), (20.0, 30.0)]),
+        ("spike", 50.0, [(5.0, 26.0), (15.0, 208.0), (29.0, 208.0), (31.0, 26.0), (49.0, 26.0)]),
+        ("ramp", 20.0, [(0.0, 26.0), (10.0, 117.0), (20.0, 208.0)]),
+        ("diurnal", 20.0, [(0.0, 26.0), (10.0, 208.0), (20.0, 26.0)]),
     ],
 )
 def test_a_shape_rises_from_the_base_rate_to_so_many_times_it(
@@ -100,7 +101,7 @@ def test_the_ladders_own_spike_is_the_default_one() -> None:
     assert point.traffic == stage.traffic
 
 
-@pytest.mark.parametrize(("stage", "rate_rps"), [("autoscaled", 30.0), ("load-balanced", 220.0)])
+@pytest.mark.parametrize(("stage", "rate_rps"), [("autoscaled", 26.0), ("load-balanced", 220.0)])
 def test_the_base_rate_is_the_stages_own(stage: str, rate_rps: float) -> None:
     assert shapes.base_rate_rps(load_stage(stage)) == rate_rps
 
@@ -284,7 +285,7 @@ def test_json_and_folder_have_everything(spiked: tuple[Path, dict[str, Any], Pat
     assert {"shed_share", "replica_seconds", "latency_s_p95", "dollars", "wanted_lag_s", "ready_lag_s"} <= metrics
     assert Path(document["picture"]).read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in folder.iterdir()} >= {"stage.toml", "calibration.json", "about.json", "spike.json"}
-    assert document["base_rps"] == 30.0
+    assert document["base_rps"] == 26.0
     assert "aws-g4dn.xlarge" in document["price"]
 
 
@@ -321,6 +322,32 @@ def test_predicted_again_it_is_the_same(spiked: tuple[Path, dict[str, Any], Path
     environment = os.environ | {"RUNG_RUNS": str(runs)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout) == document
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_in_containers_the_cold_start_is_the_machines_time_and_what_a_container_takes(
+    engine: object, tmp_path: Path
+) -> None:
+    """One that is asked for waits for its machine, starts for real, and both worlds know how long that takes."""
+    from reference_apps.launchers.docker import DockerLauncher
+
+    del engine
+    stage = load_stage("autoscaled", QUICK | {"scaling.cold_start.machine_s": 2.0})
+    point = shapes.under(stage, Shape("spike", 8.0, 8.0), shapes.base_rate_rps(stage))
+    plan = Plan(1, "a spike", shapes.base_rate_rps(stage), True, "docker")
+    made = a_calibration({1: (0.01,)})
+    found = spike(point, made, plan, tmp_path, command="rung spike", launch=DockerLauncher)
+    assert found.stage.scaling is not None
+    cold = found.stage.scaling.cold_start
+    assert (cold.machine_s, cold.image_s) == (2.0, 0.0)
+    assert cold.model_s > 0.2
+    assert f"A container took {cold.model_s:.1f} s until it served" in " ".join(found.caveats)
+    for world in (found.runs[0].measured, found.runs[0].predicted):
+        grown = world.replicas.filter(pl.col("started_s") > 0.0).drop_nulls("ready_s")
+        assert grown.height >= 1
+        assert ((grown["ready_s"] - grown["started_s"]) > 2.2).all()
+    assert spike_again(tmp_path).caveats == found.caveats
 
 
 def test_a_gateway_that_dies_again_and_again_ends_the_tending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ class DockerLauncher(Launcher):
             with contextlib.suppress(LaunchError), in_words("docker"):
                 docker_engine.remove(self._engine, self._run)
             self._engine.close()
+
+    def add_cold(self, cold_start_s: float) -> Member:
+        """Adds one as an autoscaler does: its machine takes the stage's time, image and model take what they take."""
+        scaling = self.stage.scaling
+        machine_s = cold_start_s if scaling is None else scaling.cold_start.machine_s
+        return self.add(launch_at_s=time.monotonic() + machine_s)
 
     def tell(self, number: int, text: str) -> None:
         """Writes what a drill wants of a replica into the file that it looks at, which is in its own folder here."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -27,6 +28,7 @@ from reference_apps.launchers.member import (
     BROKER_FILE,
     CACHE,
     GATEWAY,
+    Awaited,
     LaunchError,
     Life,
     Member,
@@ -40,6 +42,8 @@ from reference_apps.launchers.member import (
 )
 from stages.fleet import Edge
 from stages.spec import Stage, device_label, of_replica, stage_toml
+
+log = logging.getLogger("rung.launcher")
 
 # A process that was told to stop has its drain time and so much more; then it is killed.
 STOP_GRACE_S = 5.0
@@ -111,7 +115,7 @@ class Launcher(ABC):
     @property
     def pids(self) -> tuple[int, ...]:
         """The processes that run."""
-        return tuple(member.pid for member in self.members if member.process.poll() is None)
+        return tuple(member.pid for member in self.members if member.pid and member.process.poll() is None)
 
     def lives(self) -> list[Life]:
         """Every replica that there ever was, in the order of starting."""
@@ -163,16 +167,21 @@ class Launcher(ABC):
             self.stop()
             raise
 
-    def add(self, like: int | None = None, not_before_s: float = 0.0) -> Member:
+    def add(self, like: int | None = None, not_before_s: float = 0.0, launch_at_s: float = 0.0) -> Member:
         """Starts one more replica, under a number that was never used; with `like`, on the device of that replica.
 
         It comes into rotation by itself when it is ready, and no sooner than `not_before_s` of the monotonic clock.
+        With `launch_at_s` its process is started then only: until then, its machine is waited for.
         """
         kinds = max(1, len(self.stage.fleet.profiles))
         number = next(self._numbers)
         while like is not None and number % kinds != like % kinds:
             number = next(self._numbers)
-        return self._spawn(number, not_before_s)
+        return self._spawn(number, not_before_s, launch_at_s)
+
+    def add_cold(self, cold_start_s: float) -> Member:
+        """Adds one as an autoscaler does: in rotation no sooner than in `cold_start_s` seconds, the stage's own."""
+        return self.add(not_before_s=time.monotonic() + cold_start_s)
 
     def drain(self, number: int) -> None:
         """Takes a replica out of rotation, and lets it go when it has answered what it was sent.
@@ -272,6 +281,8 @@ class Launcher(ABC):
         """Takes what is due for one member; True when it was found dead, which nobody had asked for."""
         ended = member.process.poll() is not None
         match member.state:
+            case "starting" if isinstance(member.process, Awaited):
+                self._begin_if_there(member)
             case "stopping" if ended:
                 self._gone(member)
             case "draining" if ended:
@@ -290,12 +301,28 @@ class Launcher(ABC):
                 member.process.kill()
         return False
 
-    def _spawn(self, number: int, not_before_s: float = 0.0) -> Member:
+    def _spawn(self, number: int, not_before_s: float = 0.0, launch_at_s: float = 0.0) -> Member:
         device = device_label(of_replica(self.stage, number))
         member = self._new(number, f"{'worker' if self._fetch_work else 'replica'}-{number}", device)
-        member.not_before_s = not_before_s
+        member.not_before_s, member.launch_at_s = not_before_s, launch_at_s
         self.replicas.append(member)
+        if launch_at_s > time.monotonic():
+            member.process = Awaited()
+            return member
         return self._launch(member)
+
+    def _begin_if_there(self, member: Member) -> None:
+        """Starts a replica whose machine has come; its life, and its bill, began when it was asked for."""
+        if time.monotonic() < member.launch_at_s:
+            return
+        asked_s, member.not_before_s = member.started_s, max(member.not_before_s, time.monotonic())
+        try:
+            self._launch(member)
+        except LaunchError as error:
+            log.warning("%s could not be started: %s", member.title, error)
+            member.process = Nobody()
+            self._gone(member)
+        member.started_s = asked_s
 
     def _new(self, number: int, name: str, device: str) -> Member:
         return Member(number, name, device, Nobody(), self.folder / f"{name}.log", time.monotonic())
@@ -332,6 +359,8 @@ class Launcher(ABC):
         member.kill_at_s = time.monotonic() + self.stage.lifecycle.drain_timeout_s + STOP_GRACE_S
         # It stays in replicas.json while it drains: its answers are on their way through the gateway.
         member.state = "stopping"
+        if isinstance(member.process, Awaited):
+            member.process = Nobody()
         if member.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 member.process.send_signal(signal.SIGTERM)

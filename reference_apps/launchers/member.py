@@ -63,6 +63,7 @@ class Member:
     url: str = ""
     inner_url: str = ""  # as the gateway reaches it
     state: State = "starting"
+    launch_at_s: float = 0.0  # of one whose machine has still to come: when it will be there
     not_before_s: float = 0.0  # it is held out of rotation until then
     ready_s: float | None = None
     stopped_s: float | None = None
@@ -99,6 +100,13 @@ class Nobody:
         del sig
 
     def kill(self) -> None: ...
+
+
+class Awaited(Nobody):
+    """Stands for the process of a member whose machine has not come yet."""
+
+    def poll(self) -> int | None:
+        return None
 
 
 def drill_file(number: int) -> str:

@@ -1,0 +1,152 @@
+"""What the verbs of this package share: options, the stage that is meant, its calibration, failures in words."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from stages.terminal import Exit, fail, overrides, progress, teaching
+
+if TYPE_CHECKING:
+    from loadtests.calibrate import Launch
+    from stages.calibration import Calibration
+    from stages.spec import Stage
+
+# Short runs show how it works within a minute; their figures are not to be quoted.
+SHORT_DURATION_S, SHORT_ROUNDS, SHORT_REAL_SWEEP_S, SHORT_LOW_LOAD_S = 4.0, 6, 8.0, 5.0
+LONG_DURATION_S, LONG_ROUNDS, LONG_REAL_SWEEP_S, LONG_LOW_LOAD_S = 30.0, 40, 60.0, 25.0
+QUOTABLE_DURATION_S = 15.0  # runs below are called short, whatever they were asked as
+
+DeviceOption = Annotated[
+    Literal["cpu", "cuda", "emulated"] | None,
+    typer.Option("--device", help="Run on this kind of device instead of the stage's own."),
+]
+On = Literal["process", "docker"]
+OnOption = Annotated[On, typer.Option("--on", help="Start processes of this machine, or Docker containers.")]
+ShortOption = Annotated[bool, typer.Option("--short", help="A minute instead of ten; the report says so.")]
+
+
+def stage_of(
+    name: str,
+    pairs: list[str] | None,
+    *,
+    device: str | None = None,
+    duration_s: float | None = None,
+    rate_rps: float | None = None,
+) -> Stage:
+    """The stage with the command line's changes; ends the command in words when it is not sound."""
+    from stages.spec import load_stage
+    from stages.traffic import at_rate
+
+    changed: dict[str, Any] = overrides(pairs)
+    if duration_s is not None:
+        changed["traffic.duration_s"] = duration_s
+    if rate_rps is not None:
+        changed["overload"] = True
+    with teaching():
+        if device not in (None, "emulated"):  # what only an emulated device has goes with it
+            changed = {"device.profile": None, "device.slowdown": None} | changed
+        if device is not None:
+            changed["device.kind"] = device
+        resolved = load_stage(name, changed)
+        if rate_rps is None:
+            return resolved
+        try:
+            return resolved.model_copy(update={"traffic": at_rate(resolved.traffic, rate_rps)})
+        except ValueError as error:
+            fail(f"--rate {rate_rps:g}: {error}.", Exit.MISUSED)
+
+
+def calibrated(stage: Stage, short: bool, on: On = "process") -> tuple[Calibration, Path]:
+    """The calibration of this machine for the stage: the one that is kept, or a new one."""
+    from loadtests.calibrate import calibrate as measure
+    from loadtests.calibrate import kept_path
+    from reference_apps.up import fresh_folder
+    from stages import calibration
+
+    path = kept_path(stage, short, on)
+    if path.exists():
+        return read_calibration(path), path
+    long = (LONG_ROUNDS, LONG_REAL_SWEEP_S, LONG_LOW_LOAD_S)
+    rounds, real_sweep_s, low_load_s = (SHORT_ROUNDS, SHORT_REAL_SWEEP_S, SHORT_LOW_LOAD_S) if short else long
+    with failures(), bar() as on_progress:
+        made = measure(
+            stage,
+            fresh_folder(f"calibrate-{stage.name}"),
+            rounds=rounds,
+            real_sweep_s=real_sweep_s,
+            low_load_duration_s=low_load_s,
+            command=shlex.join(["rung", *sys.argv[1:]]),
+            launch=launch_of(on),
+            on_progress=on_progress,
+        )
+    calibration.write(made, path)
+    return made, path
+
+
+def calibration_of(stage: Stage, short: bool, on: On, file: Path | None) -> Calibration:
+    """The calibration in `file`, or else this machine's; ends the command in words when it does not fit the stage."""
+    from simulator.run import capacity_rps
+
+    found = calibrated(stage, short, on)[0] if file is None else read_calibration(file)
+    try:
+        capacity_rps(stage, found)
+    except ValueError as error:
+        fail(str(error))
+    return found
+
+
+def read_calibration(path: Path) -> Calibration:
+    from pydantic import ValidationError
+
+    from stages import calibration
+
+    try:
+        return calibration.read(path)
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a calibration"
+        fail(f"{path}: cannot be read ({reason}). Make one with `rung calibrate STAGE`.", Exit.MISUSED)
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Failures of processes that we started become words and exit status 1."""
+    from loadtests.load import LoadError
+    from reference_apps.launchers.member import LaunchError
+    from stages.problems import StageError
+
+    try:
+        yield
+    except (LoadError, LaunchError) as error:
+        fail(str(error))
+    except StageError as error:
+        fail(str(error), Exit.MISUSED)
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[str, float, float], None]]:
+    """A progress bar on stderr for work whose length in seconds is known."""
+    with progress() as bar:
+        task = bar.add_task("Starting", total=0.0)
+
+        def on_progress(what: str, done_s: float, total_s: float) -> None:
+            bar.update(task, description=what, completed=min(done_s, total_s), total=total_s)
+
+        yield on_progress
+
+
+def launch_of(on: On) -> Launch:
+    """What starts a stage as processes, or as containers."""
+    if on == "docker":
+        from reference_apps.launchers.docker import DockerLauncher  # its library is an extra
+
+        return DockerLauncher
+    from reference_apps.launchers.process import ProcessLauncher
+
+    return ProcessLauncher
