@@ -88,7 +88,7 @@ def huey_way(path: Path, fsync: Fsync) -> Way:
     huey = SqliteHuey(filename=str(path), fsync=fsync == "commit", results=False)
 
     put = huey.task()(_never)
-    return Way("huey, SQLite", "", 1, lambda: put(PAYLOAD), lambda: int(huey.dequeue() is not None))
+    return Way("huey", "", 1, lambda: put(PAYLOAD), lambda: int(huey.dequeue() is not None))
 
 
 @contextlib.contextmanager
@@ -105,7 +105,7 @@ def celery_way(url: str) -> Iterator[Way]:
             queue.get(timeout=_READY_TIMEOUT_S).ack()
             return 1
 
-        yield Way("Celery, Redis", "", 1, lambda: job.apply_async((text,)), take)
+        yield Way("Celery", "", 1, lambda: job.apply_async((text,)), take)
     app.close()
 
 
@@ -138,14 +138,12 @@ def all_ways(folder: Path, fsync: Fsync) -> Iterator[list[Way]]:
         url = stack.enter_context(server(folder / "server", redis))
         ways = []
         for batch in (1, BATCH):
-            many = "" if batch == 1 else f", {batch} at a time"
+            many = "" if batch == 1 else f", {batch} a call"
             file = SqliteBroker(folder / f"ours-{batch}.db", sqlite, checks)
-            ways.append(
-                ours(stack.enter_context(contextlib.closing(file)), f"rung, SQLite{many}", "huey, SQLite", batch)
-            )
+            ways.append(ours(stack.enter_context(contextlib.closing(file)), f"SQLite{many}", "huey", batch))
             streams = RedisBroker(url, redis, checks, name=f"rung-{batch}")
             broker = stack.enter_context(contextlib.closing(streams))
-            ways.append(ours(broker, f"rung, Redis{many}", "Celery, Redis", batch))
+            ways.append(ours(broker, f"Redis{many}", "Celery", batch))
         yield [*ways, huey_way(folder / "huey.db", fsync), stack.enter_context(celery_way(url))]
 
 
@@ -156,7 +154,7 @@ def _never(payload: str | bytes) -> None:
 def show(ways: list[Way], fsync: Fsync) -> None:
     """Prints each of ours against the other on the same kind of storage."""
     others = {way.name: way for way in ways}
-    table = Table(f"{fsync}", "against", "enqueue", "lowest, highest", "claim + ack", "lowest, highest")
+    table = Table(f"{fsync}", "against", "enqueue", "least, most", "claim + ack", "least, most")
     for column in table.columns[2:]:
         column.justify = "right"
     for way in ways:

@@ -21,6 +21,7 @@ import os
 import secrets
 import threading
 import time
+from base64 import b32encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,24 +268,22 @@ def check_many(jobs: Sequence[object]) -> None:
         raise ValueError(f"a call takes at most {BATCH_MAX} jobs, got {len(jobs)}. Make several.")
 
 
-# Crockford's base 32, two digits at a time.
-_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_PAIRS = [high + low for high in _DIGITS for low in _DIGITS]
+# The digits of base 32 as Python's standard library has them, and as a ULID has them.
+_DIGITS = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ")
 _last_id = 0
 _last_id_lock = threading.Lock()
 
 
-def new_job_id() -> str:
-    """An id as a ULID has it (https://github.com/ulid/spec): 48 bits of milliseconds, 80 of chance, in 26 characters.
+def new_job_ids(count: int) -> list[str]:
+    """Ids as ULIDs are (https://github.com/ulid/spec): 48 bits of milliseconds, 80 of chance, in 26 characters.
 
-    Those of one process ascend, also when the clock is set back: order by them means something, but is not relied on.
+    The ids of one process ascend, also when the clock is set back, and those of a call follow each other: order by them
+    means something, but is not relied on.
     """
     global _last_id
     drawn = (int(time.time() * 1000) << 80) | secrets.randbits(80)
     with _last_id_lock:
-        _last_id = number = max(drawn, _last_id + 1)
-    pairs = []
-    for _ in range(JOB_ID_CHARS // 2):
-        number, pair = divmod(number, 1024)
-        pairs.append(_PAIRS[pair])
-    return "".join(reversed(pairs))
+        first = max(drawn, _last_id + 1)
+        _last_id = first + count - 1
+    numbers = range(first, first + count)
+    return [b32encode(number.to_bytes(20, "big")).translate(_DIGITS)[-JOB_ID_CHARS:].decode() for number in numbers]

@@ -50,7 +50,7 @@ from reference_apps.broker import (
     check_claim,
     check_many,
     check_put,
-    new_job_id,
+    new_job_ids,
 )
 from reference_apps.broker_redis_server import TIMEOUT_S, SharedClock, check_server, in_words, open_client
 from reference_apps.claim_check import ClaimChecks
@@ -105,7 +105,7 @@ class RedisBroker:
         check_put(jobs, self._queue.priorities)
         if not jobs:
             return []
-        ids = [new_job_id() for _ in jobs]
+        ids = new_job_ids(len(jobs))
         with self._checks.stowed(ids, [job.payload for job in jobs]) as queued:
             words: list[Any] = []
             for job, new, payload in zip(ids, jobs, queued, strict=True):

@@ -19,9 +19,7 @@ WAITING, LEASED, DELAYED = range(3)
 PUT = "INSERT INTO jobs VALUES (NULL, ?, ?, ?, 0, ?, NULL, ?, ?, ?, '', ?)"
 CLAIM = """UPDATE jobs SET state = 1, attempt = attempt + 1, due = ?, lease = ?
     WHERE id IN (SELECT id FROM jobs WHERE state = 0 ORDER BY priority, id LIMIT ?)
-    RETURNING priority, id, job, body, enqueued_s, attempt"""
-BODIES = "SELECT id, payload FROM bodies WHERE id IN (SELECT value FROM json_each(?))"
-LAST_BODY = "SELECT coalesce(max(id), 0) FROM bodies"
+    RETURNING priority, id, job, (SELECT payload FROM bodies WHERE bodies.id = body), enqueued_s, attempt"""
 # Its parameter is `listed`; those of OURS are the lease, the time, and `listed`. The plus signs keep SQLite from going
 # through all that is leased in search of the few that are named.
 LISTED = "job IN (SELECT value FROM json_each(?))"
@@ -31,7 +29,11 @@ NEXT = "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 0), (SELECT min(due) FRO
 BEHIND = "UPDATE jobs SET id = (SELECT max(id) + 1 FROM jobs), ready = ? WHERE job = ?"
 AGAIN = "UPDATE jobs SET state = 0, due = NULL, lease = NULL WHERE job = ?"
 FAILED = "UPDATE jobs SET state = ?, due = ?, lease = NULL, error = ? WHERE job = ?"
-RANGE = "SELECT (SELECT min(id) FROM jobs), (SELECT max(id) FROM jobs), (SELECT count(*) FROM dead)"
+ROOM = """SELECT (SELECT coalesce(max(id), 0) FROM bodies), (SELECT count(*) FROM dead),
+    coalesce((SELECT max(id) FROM jobs) - (SELECT min(id) FROM jobs) + 1, 0)"""
+COUNTS = """SELECT (SELECT count(*) FROM jobs WHERE state = 0),
+    count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), (SELECT count(*) FROM dead)
+    FROM jobs WHERE due IS NOT NULL"""
 OLDEST = "SELECT ready FROM jobs WHERE state = 0 AND priority = ? ORDER BY id LIMIT 1"
 DEAD = """SELECT job, payload, priority, enqueued_s, attempt, error, died_s, place
     FROM dead JOIN bodies ON bodies.id = body WHERE place > ? ORDER BY place LIMIT ?"""

@@ -36,18 +36,20 @@ class ClaimChecks:
         self._folder = folder
         self._max_bytes = max_bytes
 
-    @contextlib.contextmanager
-    def stowed(self, jobs: Sequence[str], payloads: Sequence[bytes]) -> Iterator[list[bytes]]:
+    def stowed(self, jobs: Sequence[str], payloads: Sequence[bytes]) -> contextlib.AbstractContextManager[list[bytes]]:
         """What is to be queued for each payload; the block hands it to the broker.
 
         The files of large ones are on the disk when the block begins. When it raises that nothing was accepted, they
         are removed; when nobody knows, they stay. Raises BrokerDownError when they cannot be written.
         """
         large = [n for n, payload in enumerate(payloads) if len(payload) > self._max_bytes]
-        queued = [_INLINE + payload if len(payload) <= self._max_bytes else _check(payload) for payload in payloads]
         if not large:
-            yield queued
-            return
+            return contextlib.nullcontext([_INLINE + payload for payload in payloads])
+        return self._stowed(jobs, payloads, large)
+
+    @contextlib.contextmanager
+    def _stowed(self, jobs: Sequence[str], payloads: Sequence[bytes], large: list[int]) -> Iterator[list[bytes]]:
+        queued = [_INLINE + payload if len(payload) <= self._max_bytes else _check(payload) for payload in payloads]
         with self._locked(fcntl.LOCK_SH):
             try:
                 for n in large:

@@ -48,6 +48,19 @@ def simulate(
         float | None, typer.Option(metavar="RPS", help="Mean arrival rate in requests per second; the shape stays.")
     ] = None,
     duration: Annotated[float | None, typer.Option(metavar="S", help="Stands in for traffic.duration_s.")] = None,
+    backlog: Annotated[
+        int | None,
+        typer.Option(metavar="JOBS", help="A night's work instead of traffic: when is it done, for how much?"),
+    ] = None,
+    deadline: Annotated[str | None, typer.Option(metavar="TIME", help="Of the backlog: 8h, 30m, 45s.")] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="N..M", help="For the backlog: 4, or 1..8. Without it, up to the stage's most."),
+    ] = None,
+    spot: Annotated[bool, typer.Option("--spot", help="Work the backlog off on spot machines, too.")] = False,
+    interruptions: Annotated[
+        float | None, typer.Option(metavar="PER_HOUR", help="How often a spot machine is taken away. Assumed: 0.05.")
+    ] = None,
     out_: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Write the records there, as Parquet.")
     ] = None,
@@ -61,6 +74,13 @@ def simulate(
     with teaching():
         resolved = _stage(stage, overrides(set_), rate, duration)
     measured = _calibration(calibration)
+    if (backlog, deadline, workers, spot, interruptions) != (None, None, None, False, None):
+        from simulator import night_cli
+
+        beside = rate is not None or duration is not None or out_ is not None
+        night = night_cli.night_of(resolved, backlog, deadline, workers, spot, interruptions, beside)
+        night_cli.tell(resolved, night, measured, seed, json_)
+        return
     try:
         capacity_rps = run.capacity_rps(resolved, measured)
     except ValueError as error:
@@ -134,7 +154,7 @@ def _notes(stage: Stage, calibration: Calibration | None, offered_rps: float, ca
     if offered_rps > capacity_rps and stage.traffic.loop == "open" and stage.cache is None:
         notes.append(
             f"{offered_rps:.1f} requests per second are more than the capacity of {capacity_rps:.1f}: "
-            "the queue fills and the rest is refused."
+            + ("the queue fills and the rest is refused." if stage.queue is None else "jobs wait for more workers.")
         )
     return notes
 

@@ -3,6 +3,7 @@
     Stage ─▶ schedule ─▶ host: send ─▶ replica ─▶ host: reply ─▶ Records            open loop
     Stage ─▶ users: think ─▶ send ─▶ replica ─▶ reply ─▶ think …  ─▶ Records        closed loop
     either ─▶ send ─▶ gateway ─▶ replicas ─▶ gateway ─▶ reply ─▶ …                  a stage with a gateway
+    either ─▶ send ─▶ jobs API ─▶ broker ◀─ workers ─▶ jobs API ─▶ reply ─▶ …       a stage with a queue
 
 No twin: the running stack is run by reference_apps/up.py and loaded by loadtests. Not modelled: start-up, a load
 generator that lags, the network between machines, and anything that simulator/host.py and device.py leave out.
@@ -26,6 +27,7 @@ from simulator.drills import Slowdown, slow_down
 from simulator.gateway import Gateway
 from simulator.host import Host
 from simulator.outcomes import ReplicaLog, fleet_records, to_records
+from simulator.queued import Jobs, QueueFleet
 from simulator.replica import Replica
 from stages import traffic
 from stages.calibration import Calibration, HostCosts
@@ -51,7 +53,7 @@ def simulate(
     that stage and calibration describe. `serve` says how the open loop of a replica without a gateway is worked
     through: both ways give the same record. `slowdowns` slow devices during the run.
     Without a calibration the host takes no time. Raises ValueError when nothing says how long a batch takes, for a
-    closed loop with a schedule, and for several replicas without a gateway.
+    closed loop with a schedule, and for several replicas without a gateway or a queue.
     """
     seed = stage.traffic.seed if seed is None else seed
     if stage.traffic.loop == "closed" and schedule is not None:
@@ -59,8 +61,8 @@ def simulate(
     if stage.traffic.loop == "open":
         schedule = schedule or traffic.schedule(stage.traffic, seed=seed)
     devices = devices or open_devices(stage, calibration, seed)
-    if stage.gateway is not None:
-        return _through_gateway(stage, schedule, calibration, seed, devices, slowdowns)
+    if stage.gateway is not None or stage.queue is not None:
+        return _through_door(stage, schedule, calibration, seed, devices, slowdowns)
     if len(devices) != 1:
         raise ValueError(f"fleet.replicas: must be 1 without a [gateway], got {len(devices)}. Add one, or lower it.")
     if slowdowns:
@@ -108,7 +110,7 @@ def arrivals(env: Environment, submit: Callable[[int], object], arrivals_s: Floa
         submit(number)
 
 
-def _through_gateway(
+def _through_door(
     stage: Stage,
     schedule: traffic.Schedule | None,
     calibration: Calibration | None,
@@ -116,38 +118,48 @@ def _through_gateway(
     devices: Sequence[Device],
     slowdowns: Sequence[Slowdown],
 ) -> Records:
-    """The record of a run through the gateway of the stage."""
+    """The record of a run through the gateway of the stage, or through its queue."""
     env = Environment()
     users = Users(stage, env, seed)
     costs = (calibration.host, calibration.gateway) if calibration else (HostCosts(), None)
-    gateway = Gateway(stage, env, *costs, seed, users.settled if schedule is None else None)
+    settled = users.settled if schedule is None else None
+    door: Gateway | Jobs
+    fleet: ScaledFleet | QueueFleet | None = None
+    if stage.queue is not None:
+        door = Jobs(stage, env, *costs, seed, settled)
+    else:
+        door = Gateway(stage, env, *costs, seed, settled)
     for number, device in enumerate(devices):
-        gateway.join(number, device)
+        door.join(number, device)
     slow_down(env, dict(enumerate(devices)), slowdowns)
     window_s = _window_s(stage, schedule)
-    fleet = autoscaler = None
+    autoscaler = None
     if stage.scaling is not None:
 
         def over() -> bool:
-            return bool(env.now >= window_s and not gateway.in_flight)
+            return bool(env.now >= window_s and not door.in_flight)
 
-        fleet = ScaledFleet(env, gateway, partial(_device_of, stage, calibration, seed), len(devices), over)
+        another = partial(_device_of, stage, calibration, seed)
+        if isinstance(door, Jobs):
+            fleet = QueueFleet(env, door, another, len(devices), over)
+        else:
+            fleet = ScaledFleet(env, door, another, len(devices), over)
         autoscaler = Autoscaler(stage.scaling, env, fleet, len(devices), over)
     if schedule is None:
         users.begin(
-            gateway.from_clients.arrival_s, lambda request, item: gateway.submit(request, item, users.leaves_s(request))
+            door.from_clients.arrival_s, lambda request, item: door.submit(request, item, users.leaves_s(request))
         )
         env.run()
         scheduled_s, items = users.scheduled_s, users.items
     else:
         scheduled_s, items = schedule.arrivals_s, schedule.items
         keys, leave_s = items.tolist(), (scheduled_s + stage.traffic.timeout_s).tolist()
-        arrived_s = gateway.from_clients.arrivals_s(scheduled_s)
-        env.process(arrivals(env, lambda number: gateway.submit(number, keys[number], leave_s[number]), arrived_s))
+        arrived_s = door.from_clients.arrivals_s(scheduled_s)
+        env.process(arrivals(env, lambda number: door.submit(number, keys[number], leave_s[number]), arrived_s))
         env.run()
-    lives = [*gateway.lives(), *(fleet.never_served() if fleet else ())]
+    lives = [*door.lives(), *(fleet.never_served() if fleet else ())]
     timeout_s = stage.traffic.timeout_s
-    records = fleet_records(scheduled_s, items, gateway.log(), lives, timeout_s=timeout_s, window_s=window_s)
+    records = fleet_records(scheduled_s, items, door.log(), lives, timeout_s=timeout_s, window_s=window_s)
     return replace(records, scaling=looks_frame(autoscaler.looks)) if autoscaler else records
 
 
@@ -243,11 +255,12 @@ class Users:
 def capacity_rps(stage: Stage, calibration: Calibration | None = None) -> float:
     """The most requests per second that the replicas compute together, and no more than the gateway's loop passes on.
 
-    A replica's is the best of n / (service time + gap) over batch sizes n. What a cache answers comes on top. Raises
-    ValueError when nothing says how long a batch takes.
+    A replica's is the best of n / (service time + gap) over batch sizes n. What a cache answers comes on top; the loop
+    of a queue's jobs API counts like a gateway's. Raises ValueError when nothing says how long a batch takes.
     """
     fleet_rps = sum(_replica_rps(of_replica(stage, n), calibration) for n in range(stage.fleet.replicas))
-    busy_s = calibration.gateway.busy_s if stage.gateway and calibration and calibration.gateway else 0.0
+    has_door = stage.gateway is not None or stage.queue is not None
+    busy_s = calibration.gateway.busy_s if has_door and calibration and calibration.gateway else 0.0
     return min(fleet_rps, 1 / busy_s) if busy_s else fleet_rps
 
 

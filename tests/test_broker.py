@@ -6,6 +6,7 @@ test_broker_crashes.py; what only one of the brokers has to promise, in test_bro
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from reference_apps.broker import (
     Job,
     NewJob,
     QueueFullError,
-    new_job_id,
+    new_job_ids,
 )
 from tests.brokers import Kind, Place
 from tests.conftest import PATIENCE_S
@@ -313,11 +314,13 @@ def test_a_clock_that_is_set_touches_no_lease(
 
 
 def test_ids_ascend_while_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = [new_job_id() for _ in range(3)]
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    before = [*new_job_ids(3), *new_job_ids(1), *new_job_ids(2)]
     monkeypatch.setattr(time, "time", lambda: 1.0)
-    ids = [*before, *(new_job_id() for _ in range(3))]
+    ids = [*before, *new_job_ids(3)]
     assert ids == sorted(set(ids))
-    assert {len(job) for job in ids} == {26}
+    assert all(re.fullmatch("[0-7][0-9A-HJKMNP-TV-Z]{25}", job) for job in ids)
+    assert before[0].startswith("03MD998G00")  # 4e12 milliseconds in Crockford's base 32
 
 
 def test_what_was_accepted_is_there_for_the_next_process(place: Place) -> None:
@@ -411,8 +414,9 @@ def test_a_payload_that_cannot_be_read_fails_its_job_alone(place: Place, broker:
 
 def test_what_a_killed_process_left_behind_is_cleared_away(place: Place, broker: Broker) -> None:
     (job,) = broker.put([NewJob(b"l" * 2000)])
-    (place.payloads / new_job_id()).write_bytes(b"nobody's")
-    (place.payloads / f".{new_job_id()}").write_bytes(b"half")
+    whole, half = new_job_ids(2)
+    (place.payloads / whole).write_bytes(b"nobody's")
+    (place.payloads / f".{half}").write_bytes(b"half")
     with place.open():
         assert files(place) == {job.job}
 

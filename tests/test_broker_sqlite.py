@@ -45,7 +45,7 @@ def stored(path: Path) -> dict[str, str]:
 
 def synchronous(broker: SqliteBroker) -> str:
     """How the last transaction ended: SQLite fsyncs the log at each commit with FULL, and at no commit with NORMAL."""
-    with broker._file._turn() as db:
+    with broker._file.turn() as db:
         return {1: "NORMAL", 2: "FULL"}[db.execute("PRAGMA synchronous").fetchone()[0]]
 
 
@@ -67,7 +67,7 @@ def test_what_is_accepted_and_what_is_over_waits_for_the_disk(place: Place, fsyn
         broker.claim(1, LEASE_S)
         broker.dead_letter(jobs[3], "poison")
         assert synchronous(broker) == ends
-        with broker._file._turn() as db:
+        with broker._file.turn() as db:
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
@@ -138,7 +138,7 @@ def test_after_another_boot_every_lease_and_delay_is_over(place: Place) -> None:
 
 def test_a_full_file_refuses_what_is_new_and_keeps_what_is_there(broker: SqliteBroker) -> None:
     ids = [one.job for one in broker.put([NewJob(b"x" * 500) for _ in range(20)])]
-    with broker._file._turn() as db:
+    with broker._file.turn() as db:
         (pages,) = db.execute("PRAGMA page_count").fetchone()
         db.execute(f"PRAGMA max_page_count = {pages + 3}")
     with pytest.raises(BrokerFullDiskError, match="no room on its disk"):
@@ -231,7 +231,7 @@ def test_a_file_that_somebody_holds_for_too_long_is_down_and_then_up_again(
     broker: SqliteBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker.put([NewJob(b"a")])
-    with broker._file._turn() as db:
+    with broker._file.turn() as db:
         db.execute("PRAGMA busy_timeout = 50")
     with contextlib.closing(sqlite3.connect(broker.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

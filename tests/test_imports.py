@@ -28,7 +28,7 @@ FORBIDDEN = {
     "reference_apps": {"simpy", "locust"},
     "loadtests": {"torch", "simpy"},
 }
-TWINS = ("alerts", "autoscaler", "batcher", "cache", "device", "gateway", "replica")
+TWINS = ("alerts", "autoscaler", "batcher", "broker", "cache", "device", "gateway", "replica", "worker")
 MODULES = [path for package in sorted(OURS) for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -30,17 +30,20 @@ PROJECT_STAGES = pytest.mark.parametrize("name", list(stage_files()))
 
 
 REFUSALS = {"queue_full", "deadline", "client_timeout"}
-GATEWAY_REFUSALS = REFUSALS | {"gateway_full", "no_replica", "upstream_timeout"}
+QUEUE_REFUSALS = REFUSALS | {"upstream_timeout"}
+GATEWAY_REFUSALS = QUEUE_REFUSALS | {"gateway_full", "no_replica"}
 OF_OTHERS = pl.col("cache").is_in(["hit", "joined"])  # requests whose answer another request had computed
 
 
 def check(stage: Stage, calibration: Calibration | None, records: Records) -> None:
     """Every invariant that can be read off a record alone."""
     host = calibration.host if calibration else HostCosts()
-    conserved(records, refusals=REFUSALS if stage.gateway is None else GATEWAY_REFUSALS)
+    conserved(records, refusals=refusals_of(stage))
     in_order(records.requests)
     batches_within_limits(stage, records)
-    if stage.gateway is None:
+    if stage.queue is not None:
+        through_the_queue(stage, records.requests)
+    elif stage.gateway is None:
         assert records.requests["tries"].null_count() == records.requests.height
         assert records.requests["arrived_s"].is_sorted()
     else:
@@ -53,8 +56,20 @@ def check(stage: Stage, calibration: Calibration | None, records: Records) -> No
             leaves_the_moment_it_may(stage, host, own)
 
 
+def refusals_of(stage: Stage) -> set[str]:
+    """The reasons that a request of the stage may be refused for."""
+    if stage.queue is not None:
+        return QUEUE_REFUSALS
+    return REFUSALS if stage.gateway is None else GATEWAY_REFUSALS
+
+
 def nobody_expires(stage: Stage) -> bool:
-    """Whether no request leaves a replica's queue but for the device: a gateway's patience is a deadline, too."""
+    """Whether no request leaves a replica's queue but for the device: a gateway's patience is a deadline, too.
+
+    Workers have no queues of their own.
+    """
+    if stage.queue is not None:
+        return False
     patient = stage.gateway is None or stage.gateway.upstream_timeout_s >= 3600.0
     return stage.admission.deadline_s is None and patient
 
@@ -129,6 +144,21 @@ def through_the_gateway(stage: Stage, requests: pl.DataFrame) -> None:
     stayed = requests.filter(pl.col("reason") != "client_timeout")
     waited_s = stayed["gateway_out_s"] - stayed["gateway_in_s"]
     assert (waited_s <= stage.gateway.upstream_timeout_s + 1e-9).all()
+
+
+def through_the_queue(stage: Stage, requests: pl.DataFrame) -> None:
+    """The API reads in the order of sending, and no job is delivered more often than it may be."""
+    assert stage.queue is not None
+    assert requests["gateway_in_s"].null_count() == 0
+    assert requests["gateway_in_s"].is_sorted()
+    assert set(requests["cache"]) <= {""}
+    computed = requests.filter(pl.col("started_s").is_not_null())
+    assert computed["tries"].is_between(1, stage.queue.attempts_max).all()
+    assert (requests.filter(pl.col("started_s").is_null())["tries"] == 0).all()
+    assert requests.filter(pl.col("reason") == "queue_full")["arrived_s"].drop_nulls().is_empty()
+    stayed = requests.filter(pl.col("reason") != "client_timeout")
+    waited_s = stayed["gateway_out_s"] - stayed["gateway_in_s"]
+    assert (waited_s <= stage.queue.request_reply_timeout_s + 1e-9).all()
 
 
 def batches_within_limits(stage: Stage, records: Records) -> None:
@@ -272,7 +302,7 @@ def test_littles_law_holds_exactly_for_the_queue(run: Run) -> None:
 @PROJECT_STAGES
 @pytest.mark.parametrize("load", [0.3, 0.9])
 def test_littles_law_holds_on_every_stage(name: str, load: float) -> None:
-    alone = {"gateway": None, "fleet": Fleet(), "scaling": None}  # of the others see below
+    alone = {"gateway": None, "queue": None, "fleet": Fleet(), "scaling": None}  # of the others see below
     stage = at_load(load_stage(name).model_copy(update=alone), load, requests=2000)
     arrivals_s = traffic.schedule(stage.traffic).arrivals_s
     area_s, _ = queue_area_s(stage, None, arrivals_s)

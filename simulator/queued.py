@@ -1,0 +1,226 @@
+"""A queued stage, event by event: requests that are put as jobs and waited for, and the workers that do them.
+
+    submit ─▶ event loop ─▶ put ─▶ Broker ◀── claim ── Workers          POST /predict, which rides on the queue
+                             │ queue_full               │ result
+    settled ◀── event loop ◀─┴──────────────────────────┘  waited long enough: upstream_timeout, deadline
+
+Every request is one whose client waits for its result, as the load generator sends them; the job of one who was waited
+for long enough stays, and is dropped by a worker. `QueueFleet` is those workers for an autoscaler. No twin of the same
+name: the running stack has reference_apps/jobs_api.py and queue_fleet.py. Not modelled: POST /jobs and its callbacks,
+for whoever comes back later, and how often the API looks for results: that is part of what the host takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import inf
+
+from simpy import Environment
+
+from simulator.broker import Broker, Job, NewJob, QueueFullError
+from simulator.clock import At
+from simulator.device import Device
+from simulator.event_loop import EventLoop, at
+from simulator.host import Hop, Host, less
+from simulator.outcomes import GatewayLog, Life
+from simulator.passages import Passage, Waits, log_of
+from simulator.replica import Settled
+from simulator.sharing import Card, Gpu
+from simulator.worker import Worker
+from stages.calibration import GatewayCosts, HostCosts
+from stages.policies.histogram import LatencyCounts
+from stages.policies.scraping import QueueSample, Sample
+from stages.spec import Stage
+
+# What somebody waits for goes before what somebody comes back for.
+_PRIORITY = 0
+
+
+class Jobs:
+    """The jobs API of a stage, its broker, and no worker as yet: `join` them, then `submit` requests.
+
+    `settled` is told of each request once its end is known. `seed` gives all draws; the workers' streams are their
+    numbers'. Without `costs` the API takes no time: its hops then are those of the host. On a `gpu`, workers whose
+    model takes memory share it in turns; without one, those of a stage that says what its model takes share one.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        env: Environment,
+        host: HostCosts,
+        costs: GatewayCosts | None,
+        seed: int,
+        settled: Settled | None = None,
+        gpu: Gpu | None = None,
+    ) -> None:
+        assert stage.queue is not None
+        self.broker = Broker(stage.queue, env)
+        self.workers: dict[int, Worker] = {}  # those that are there, the draining too
+        self.arrived = 0  # requests that have been read
+        self.in_flight = 0  # those of them that wait for their result
+        self.latencies = LatencyCounts()
+        self._stage, self._env, self._seed, self._settled = stage, env, seed, settled
+        own_s, whole_s = stage.admission.deadline_s, stage.queue.request_reply_timeout_s
+        self._wait_s = whole_s if own_s is None else min(own_s, whole_s)
+        self._waited_for = "deadline" if own_s is not None and own_s <= whole_s else "upstream_timeout"
+        costs = costs or GatewayCosts(
+            forward_quantiles_s=host.send_quantiles_s, back_quantiles_s=host.reply_quantiles_s
+        )
+        self._loop, self._visit_s = EventLoop(env), costs.busy_s / 2
+        self.from_clients = Hop(less(costs.send_quantiles_s, self._visit_s), seed, "gateway send")
+        self._to_clients = Hop(costs.reply_quantiles_s, seed, "gateway reply")
+        self._forward = Hop(costs.forward_quantiles_s, seed, "queue forward")
+        self._host_costs = host.model_copy(update={"reply_quantiles_s": less(costs.back_quantiles_s, self._visit_s)})
+        self._hosts: dict[int, Host] = {}
+        self._gpu = gpu or (Gpu(env, stage.device.memory_gib) if stage.device.memory_gib is not None else None)
+        self._stored: set[int] = set()
+        self._joined: list[Worker] = []
+        self._passages: list[Passage] = []
+        self._waits = Waits(env, self._give_up)
+
+    def join(self, number: int, device: Device, started_s: float | None = None) -> Worker:
+        """A worker on that device works from now on; it was started at `started_s`. Gives back the worker."""
+        self._hosts[number] = Host(self._host_costs, self._seed, number)
+        card, memory_gib = None, self._stage.model.memory_gib
+        if self._gpu is not None and memory_gib is not None:
+            card = Card(self._gpu, memory_gib, f"{self._stage.name}-{number}-{len(self._joined)}")
+        self.workers[number] = worker = Worker(
+            self._stage,
+            self._env,
+            number,
+            self.broker,
+            device,
+            stored=self._stored,
+            ended=self._ended,
+            wake_s=self._host_costs.wake_s,
+            between_batches_s=self._host_costs.between_batches_s,
+            card=card,
+            started_s=started_s,
+        )
+        self._joined.append(worker)
+        return worker
+
+    def submit(self, request: int, key: int | str = 0, leaves_s: float = inf) -> None:
+        """Request number `request` is at the API now; numbers come in order, from 0. `key` is what it is for.
+
+        Its client goes away at `leaves_s` if it has no answer by then; its job stays.
+        """
+        passage = Passage(request, key, leaves_s)
+        self._passages.append(passage)
+        self._loop.do(self._visit_s, partial(self._read, passage))
+
+    def log(self) -> GatewayLog:
+        """What became of the requests so far."""
+        return log_of(self._passages)
+
+    def lives(self) -> list[Life]:
+        """What each worker that was ever there has done."""
+        return [worker.life() for worker in self._joined]
+
+    def _read(self, passage: Passage) -> None:
+        now_s = passage.in_s = self._env.now
+        self.arrived += 1
+        self.in_flight += 1
+        self._waits.add(now_s + self._wait_s, passage)
+        at(self._env, self._forward.arrival_s(passage.request, now_s), partial(self._put, passage))
+
+    def _put(self, passage: Passage) -> None:
+        if passage.over:
+            return
+        try:
+            self.broker.put([NewJob(passage.request, _PRIORITY, deadline_s=self._wait_s)])
+        except QueueFullError:
+            self._answer(passage, "queue_full")
+        else:
+            passage.arrived_s = self._env.now
+
+    def _ended(self, worker: Worker, job: Job, batch: int, place: int, now_s: float, reason: str) -> None:
+        """A job has its result; the API sees it once the host's time is over."""
+        passage = self._passages[job.request]
+        if not reason:
+            passage.replica = worker.number
+            passage.tried = (worker.number,) * job.attempt
+        host = self._hosts[worker.number]
+        back_s = now_s if reason else host.answer_s(now_s, batch, place)
+        at(self._env, back_s, lambda: self._loop.do(self._visit_s, partial(self._answer, passage, reason)))
+
+    def _answer(self, passage: Passage, reason: str) -> None:
+        """The answer or refusal goes to the client now, unless it had one before."""
+        if passage.over:
+            return
+        now_s = passage.out_s = self._env.now
+        self.in_flight -= 1
+        passage.reason, passage.over = reason, True
+        if not reason:
+            self.latencies.add(now_s - passage.in_s)
+        passage.replied_s = now_s + self._to_clients.one_s(passage.request)
+        if self._settled is not None:
+            self._settled(passage.request, passage.replied_s, reason)
+
+    def _give_up(self, passage: Passage) -> None:
+        """It has waited as long as it may. No worker takes its job up any more; one that has it goes on."""
+        self._answer(passage, self._waited_for)
+
+
+class QueueFleet:
+    """The workers of a queue for an autoscaler; new ones are numbered from `first` on, with devices of their own."""
+
+    def __init__(
+        self,
+        env: Environment,
+        jobs: Jobs,
+        open_device: Callable[[int], Device],
+        first: int,
+        over: Callable[[], bool] = lambda: False,  # says that the traffic is over: nobody joins any more
+    ) -> None:
+        self._env, self._jobs, self._open_device, self._over = env, jobs, open_device, over
+        self._next = first
+        self._starting: dict[int, tuple[float, Device]] = {}  # number → (started_s, device)
+        self._cancelled: list[Life] = []
+
+    def sample(self) -> Sample:
+        """What a scrape finds now."""
+        depth = self._jobs.broker.depth()
+        return Sample(self._env.now, queue=QueueSample(depth.waiting, depth.leased, depth.oldest_s))
+
+    def members(self) -> list[int]:
+        """Those that work."""
+        return [n for n, worker in self._jobs.workers.items() if not worker.draining and worker.left_s is None]
+
+    def ready(self) -> list[int]:
+        """The same: nobody takes a worker out of a rotation."""
+        return self.members()
+
+    def starting(self) -> list[int]:
+        """Those in their cold start."""
+        return list(self._starting)
+
+    def start(self, cold_start_s: float) -> None:
+        """One more, which works in `cold_start_s` seconds."""
+        number, now_s = self._next, self._env.now
+        self._next += 1
+        self._starting[number] = now_s, self._open_device(number)
+        At(self._env, now_s + cold_start_s).add_callback(lambda _: self._join(number))
+
+    def drain(self, number: int) -> None:
+        """Lets it go when it has done what it has; at once where it has not worked yet."""
+        if number in self._starting:
+            started_s, device = self._starting.pop(number)
+            self._cancelled.append(Life.that_never_served(number, device.label, started_s, self._env.now))
+        else:
+            self._jobs.workers[number].drain()
+
+    def never_served(self) -> list[Life]:
+        """Those that were stopped in their cold start, and those that are in it still."""
+        starting = [
+            Life.that_never_served(number, device.label, started_s, None)
+            for number, (started_s, device) in self._starting.items()
+        ]
+        return [*self._cancelled, *starting]
+
+    def _join(self, number: int) -> None:
+        if number in self._starting and not self._over():
+            started_s, device = self._starting.pop(number)
+            self._jobs.join(number, device, started_s)
