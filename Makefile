@@ -18,13 +18,13 @@ demo: .venv/ready  ## load a real service, predict it, compare the two: about a 
 	@$(BIN)/rung compare micro-batched --short --loads 0.2,0.5,0.8,0.95,1.2 --repeat 2 --out runs/demo
 
 test: .venv/ready-dev  ## run the tests, as CI does: within 10 minutes on 2 cores
-	@$(BIN)/python -m pytest -q -n 3 --dist loadgroup
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 check: .venv/ready-dev  ## style, types, tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q -n 3 --dist loadgroup
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 measured: .venv/ready  ## make the results under stages/*/measured anew: about an hour on a quiet machine
 	@$(BIN)/python -m loadtests.measured

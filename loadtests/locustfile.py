@@ -10,6 +10,7 @@ the ones before. Latency counts from the scheduled time, so that a late start is
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import json
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import gevent
 import gevent.monkey
@@ -221,8 +222,7 @@ def _ready(environment: Any, **_: Any) -> None:
     try:
         environment.shots = Shots(environment)
     except StageError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+        _give_up(str(error))
     stage = _shots(environment).stage
     options = environment.parsed_options
     if options.guarded:
@@ -310,12 +310,19 @@ def _leave_when_alone() -> None:
 def _url_of_stage_that_is_up(name: str) -> str:
     from reference_apps.up import list_up
 
-    for up in list_up():
-        if up.stage == name:
-            return up.url
-    sys.stderr.write(
-        f"{name}: is not up and no --host was given. Start it with `rung up {name}`, or give --host URL.\n"
-    )
+    found = [up.url for up in list_up() if up.stage == name]
+    if not found:
+        _give_up(f"{name}: is not up and no --host was given. Start it with `rung up {name}`, or give --host URL.")
+    return found[0]
+
+
+def _give_up(why: str) -> NoReturn:
+    """Ends this process with words, and with it its workers: Locust leaves those that are still starting alone, and
+    they look for it for minutes."""
+    sys.stderr.write(f"{why}\n")
+    for worker in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
     sys.exit(2)
 
 

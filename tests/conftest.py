@@ -99,15 +99,6 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What may not run beside each other goes to one worker: the tests of a file, which share what they started, and
-    those with containers, which share an engine."""
-    for item in items:
-        group = "docker" if item.get_closest_marker("docker") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI a test that is skipped has failed, but for those that need a GPU: CI installs all else."""
