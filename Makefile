@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check measured bench-simulator bench-device bench-gateway bench-queue clean
+.PHONY: help setup demo test check measured bench-simulator bench-device bench-gateway bench-queue chaos-queue clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ bench-gateway: .venv/ready-dev  ## what the gateway costs, as ratios to the repl
 bench-queue: .venv/ready-dev  ## what the queue carries, as ratios to Celery on Redis and to huey on SQLite
 	@$(INSTALL) --editable '.[bench]'
 	@$(BIN)/python -m loadtests.bench_queue
+
+chaos-queue: .venv/ready  ## is nothing lost? 100,000 jobs, 60 kills, a full disk, a clock that is set; on both brokers
+	@$(BIN)/python -m loadtests.chaos --broker sqlite
+	@$(BIN)/python -m loadtests.chaos --broker redis
 
 clean:  ## remove .venv, runs and caches
 	rm -rf .venv runs build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ import typer
 
 from loadtests.cli import app as loadtests_app
 from loadtests.drill_cli import app as drill_app
+from loadtests.night_cli import app as night_app
 from loadtests.spike_cli import app as spike_app
 from reference_apps.cli import app as reference_apps_app
 from reference_apps.jobs_cli import app as jobs_app
@@ -29,6 +30,7 @@ for part in (
     loadtests_app,
     spike_app,
     drill_app,
+    night_app,
 ):
     app.add_typer(part)
 

@@ -38,7 +38,10 @@ class Panel:
 def dashboard(stage: Stage) -> dict[str, Any]:
     """The dashboard of a stage, whose panels show nothing but metrics that its processes have."""
     ask = Questions(stage)
-    found = [*_clients(stage, ask), *(_gateway(ask) if counts_requests(stage) == "gateway" else ()), *_replicas(ask)]
+    found = list(_clients(stage, ask))
+    if counts_requests(stage) == "gateway":
+        found += [*_gateway(ask), *(_cache(stage, ask) if stage.cache is not None else ())]
+    found += [*_queue(ask), *_workers(ask)] if stage.queue is not None else _replicas(ask)
     return {
         "title": f"rung: {stage.title}",
         "uid": f"rung-{stage.name}"[:40],  # Grafana's limit
@@ -103,6 +106,58 @@ def _gateway(ask: Questions) -> Iterator[Panel]:
         ],
         "ops",
     )
+
+
+def _cache(stage: Stage, ask: Questions) -> Iterator[Panel]:
+    """What the gateway's cache has; how full it is, where that is known: a server keeps count of its own."""
+    looks, failures = ask.series("rung_cache_requests_total"), ask.series("rung_cache_store_errors_total")
+    hits = ask.series("rung_cache_requests_total", 'result="hit"')
+    ratio = f"sum(rate({hits}[{WINDOW}])) / sum(rate({looks}[{WINDOW}]))"
+    yield Panel("Hit ratio", [(ratio, "hits")], "percentunit")
+    yield Panel("Looks into the cache", [(f"sum by (result) (rate({looks}[{WINDOW}]))", "{{result}}")], "reqps")
+    if stage.cache is not None and stage.cache.store == "process":
+        yield Panel("Kept answers", [(ask.series("rung_cache_bytes"), "bytes")], "bytes")
+    gone = f"sum by (why) (rate({ask.series('rung_cache_evictions_total')}[{WINDOW}]))"
+    failed = f"sum(rate({failures}[{WINDOW}]))"
+    yield Panel("Evictions and failures", [(gone, "gone: {{why}}"), (failed, "the server failed")], "ops")
+
+
+def _queue(ask: Questions) -> Iterator[Panel]:
+    """What waits, and what is told to those who asked for it."""
+    yield Panel("Jobs in the queue", [(f"max by (state) ({ask.series('rung_queue_jobs')})", "{{state}}")])
+    yield Panel("Age of the queue's oldest", [(f"max({ask.series('rung_queue_oldest_seconds')})", "first in line")], "s")
+    accepted, twice = ask.series("rung_jobs_accepted_total"), ask.series("rung_jobs_duplicates_total")
+    yield Panel(
+        "Jobs accepted",
+        [(f"sum(rate({accepted}[{WINDOW}]))", "new"), (f"sum(rate({twice}[{WINDOW}]))", "there already")],
+        "ops",
+    )
+    calls = f"sum by (how) (rate({ask.series('rung_jobs_callbacks_total')}[{WINDOW}]))"
+    yield Panel("Callbacks", [(calls, "{{how}}")], "ops")
+    inside = [(ask.series("rung_jobs_in_flight"), "in flight"), (ask.series("rung_jobs_waiters"), "wait for a result")]
+    yield Panel("In the jobs API", inside)
+
+
+def _workers(ask: Questions) -> Iterator[Panel]:
+    """What each worker does."""
+    each = "worker {{replica}}"
+    jobs = ask.series("rung_worker_jobs_total")
+    yield Panel("Jobs by how they ended", [(f"sum by (ending) (rate({jobs}[{WINDOW}]))", "{{ending}}")], "ops")
+    held = ask.series("rung_worker_held_jobs")
+    yield Panel("Workers", [(f"count({held})", "that answer"), (f"sum({held})", "jobs that they hold")])
+    yield Panel("Device busy", [(f"rate({ask.series('rung_worker_device_seconds_sum')}[{WINDOW}])", each)], "percentunit")
+    waits = ask.series("rung_worker_wait_seconds_bucket")
+    wait = f"histogram_quantile(0.95, sum by (le) (rate({waits}[{WINDOW}])))"
+    yield Panel("Wait for a worker, p95", [(wait, "all workers")], "s")
+    sizes, batches = ask.series("rung_worker_batch_size_sum"), ask.series("rung_worker_batch_size_count")
+    yield Panel("Mean batch size", [(f"rate({sizes}[{WINDOW}]) / rate({batches}[{WINDOW}])", each)])
+    lost, down = ask.series("rung_worker_leases_lost_total"), ask.series("rung_worker_store_errors_total")
+    yield Panel(
+        "Leases lost, queue out of reach",
+        [(f"sum(rate({lost}[{WINDOW}]))", "leases lost"), (f"sum(rate({down}[{WINDOW}]))", "calls that failed")],
+        "ops",
+    )
+    yield Panel("Model on the shared GPU", [(ask.series("rung_worker_on_card"), each)])
 
 
 def _replicas(ask: Questions) -> Iterator[Panel]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from reference_apps.broker import Broker, Job, open_broker
+from reference_apps.launchers.member import BROKER_FILE
 from reference_apps.results import Result, Results, ResultsDownError, sqlite_url
 from stages.queue import Queue
 
@@ -76,6 +77,23 @@ def open_store(queue: Queue, folder: Path) -> JobStore:
         broker.close()
         raise
     return JobStore(broker, results, together)
+
+
+@contextlib.contextmanager
+def server_of(queue: Queue, folder: Path) -> Iterator[None]:
+    """Meanwhile this process uses the server that a launcher has started for the queue in `folder`, if it has.
+
+    An address in the environment goes before it.
+    """
+    file = folder / BROKER_FILE
+    if queue.broker != "redis" or os.environ.get(queue.url_env) or not file.is_file():
+        yield
+        return
+    os.environ[queue.url_env] = file.read_text(encoding="utf-8").strip()
+    try:
+        yield
+    finally:
+        os.environ.pop(queue.url_env, None)
 
 
 def _url(variable: str) -> str:

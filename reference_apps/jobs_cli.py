@@ -6,7 +6,6 @@ where queue and results can be reached. What they can do to dead letters is reac
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -214,8 +213,7 @@ def run(
 def _opened(name: str) -> Iterator[tuple[Stage, Queue, JobStore]]:
     """The stage (as it is up, if it is), its queue and its store; ends the command in words where there is none."""
     from reference_apps.broker import BrokerDownError
-    from reference_apps.job_store import open_store
-    from reference_apps.launchers.member import BROKER_FILE
+    from reference_apps.job_store import open_store, server_of
     from reference_apps.results import ResultsDownError
     from reference_apps.up import list_up, queue_folder
     from stages.spec import load_stage
@@ -226,10 +224,8 @@ def _opened(name: str) -> Iterator[tuple[Stage, Queue, JobStore]]:
     if (queue := stage.queue) is None:
         fail(f"{stage.name}: has no [queue]. Its requests are answered at once. Use `queued`.", Exit.MISUSED)
     folder = queue_folder(stage.name)
-    if queue.broker == "redis" and not os.environ.get(queue.url_env) and (folder / BROKER_FILE).is_file():
-        os.environ[queue.url_env] = (folder / BROKER_FILE).read_text(encoding="utf-8").strip()
     try:
-        with open_store(queue, folder) as store:
+        with server_of(queue, folder), open_store(queue, folder) as store:
             yield stage, queue, store
     except (BrokerDownError, ResultsDownError) as error:
         fail(str(error))

@@ -3,7 +3,7 @@
     backlog ─▶ Broker ◀── Workers ◀── machines: cold start, works, is taken away, another one
                                         └─ by a stream of its own, "interruptions", a source a machine
 
-No twin: `rung jobs run` puts the same jobs into the running stack. A machine that is taken away ends without notice, as
+Twin: loadtests/night.py, which has the running stack do it. A machine that is taken away ends without notice, as
 by kill -9: its jobs wait for the end of their leases. Not modelled: the notice that clouds give, machines that cannot
 be had, and the time that putting the backlog takes.
 """
@@ -44,6 +44,7 @@ class Worked:
     stored: int
     dead: int
     interruptions: int
+    finished_s: tuple[float, ...] = ()  # of each job that was stored, rising; where it was asked for
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ def work_off(
     calibration: Calibration | None,
     seed: int,
     interruptions_per_hour: float = 0.0,
+    keep_times: bool = False,
 ) -> Worked:
     """One night: the backlog is there when the clock starts, and so many machines are started then."""
-    crew = _Crew(stage, backlog, calibration, seed, interruptions_per_hour)
+    crew = _Crew(stage, backlog, calibration, seed, interruptions_per_hour, keep_times)
     return crew.work(workers)
 
 
@@ -106,7 +108,13 @@ class _Crew:
     """The machines of a night, and the queue that they empty."""
 
     def __init__(
-        self, stage: Stage, backlog: int, calibration: Calibration | None, seed: int, interruptions_per_hour: float
+        self,
+        stage: Stage,
+        backlog: int,
+        calibration: Calibration | None,
+        seed: int,
+        interruptions_per_hour: float,
+        keep_times: bool,
     ) -> None:
         assert stage.queue is not None
         self._stage, self._calibration, self._seed = stage, calibration, seed
@@ -120,6 +128,7 @@ class _Crew:
         self._backlog, self._stored = backlog, set[int]()
         self._done = self._env.event()
         self._interruptions = 0
+        self._keep_times, self._finished_s = keep_times, list[float]()
         self._paid_s: dict[int, float] = {}  # for machines that are gone
         self._since_s: dict[int, float] = {}  # when the machine that is there was started
 
@@ -133,11 +142,12 @@ class _Crew:
         paid_s = tuple(
             self._paid_s.get(number, 0.0) + env.now - self._since_s.get(number, env.now) for number in range(workers)
         )
-        return Worked(done_s, paid_s, len(self._stored), len(self._broker.dead()), self._interruptions)
+        stored, dead = len(self._stored), len(self._broker.dead())
+        return Worked(done_s, paid_s, stored, dead, self._interruptions, tuple(self._finished_s))
 
     def _machines(self, number: int) -> Generator[Event, None, None]:
         """One machine after the other for worker `number`: each is replaced at once when it is taken away."""
-        env, lives_s = self._env, _lives_s(self._seed, number, self._interruptions_per_hour)
+        env, lives_s = self._env, lives_s(self._seed, number, self._interruptions_per_hour)
         device = open_device(of_replica(self._stage, number), self._calibration, seed=self._seed, number=number)
         while not self._done.triggered and env.now < LIMIT_S:
             started_s = self._since_s[number] = env.now
@@ -166,10 +176,15 @@ class _Crew:
             self._broker,
             device,
             stored=self._stored,
-            ended=lambda *_: self._look(None),
+            ended=self._ended,
             wake_s=host.wake_s,
             between_batches_s=host.between_batches_s,
         )
+
+    def _ended(self, *_: object) -> None:
+        if self._keep_times:
+            self._finished_s.append(self._env.now)
+        self._look(None)
 
     def _look(self, event: Event | None) -> None:
         """Whether all is over: after each result, and when the leases of a machine that is gone have run out."""
@@ -196,7 +211,7 @@ def _row(stage: Stage, night: Night, workers: int, calibration: Calibration | No
         len(worked),
         _spread([each.done_s for each in worked]),
         in_time,
-        None if price is None else _spread([_usd(each, price) for each in worked]),
+        None if price is None else _spread([usd_of(each, price) for each in worked]),
         float(np.mean([each.interruptions for each in worked])),
         float(np.mean([each.dead for each in worked])),
     )
@@ -208,21 +223,22 @@ def _worked(
     """As many nights as chance asks for. Where devices take fixed times, one without interruptions is the calm one."""
     calm = work_off(stage, backlog, workers, calibration, seed) if calibration is None else None
     for night_seed in range(seed, seed + (REPLICATIONS if rate or calibration is not None else 1)):
-        firsts_s = [next(_lives_s(night_seed, number, rate)) for number in range(workers)]
+        firsts_s = [next(lives_s(night_seed, number, rate)) for number in range(workers)]
         if calm is not None and min(firsts_s) > calm.done_s:
             yield calm
         else:
             yield work_off(stage, backlog, workers, calibration, night_seed, rate)
 
 
-def _lives_s(seed: int, number: int, interruptions_per_hour: float) -> Iterator[float]:
+def lives_s(seed: int, number: int, interruptions_per_hour: float) -> Iterator[float]:
     """For how long the machines of worker `number` are there, one after the other, in seconds."""
     draws = stream(seed, "interruptions", number)
     while True:
         yield float(draws.exponential(3600.0 / interruptions_per_hour)) if interruptions_per_hour else inf
 
 
-def _usd(worked: Worked, price: Callable[[int], float]) -> float:
+def usd_of(worked: Worked, price: Callable[[int], float]) -> float:
+    """US dollars of a night whose worker `n` costs `price(n)` an hour."""
     return sum(seconds / 3600.0 * price(number) for number, seconds in enumerate(worked.paid_s))
 
 

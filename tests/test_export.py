@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from typer.testing import CliRunner, Result
 
 from reference_apps import export as exports
 from reference_apps.batcher import Batcher
-from reference_apps.gateway_metrics import GatewayMetrics
+from reference_apps.broker import Depth
+from reference_apps.gateway_metrics import CacheMetrics, GatewayMetrics
 from reference_apps.grafana import dashboard
+from reference_apps.jobs_metrics import JobsMetrics
 from reference_apps.promql import duration
 from reference_apps.replica_metrics import ReplicaMetrics
 from reference_apps.scrape import Target, file_sd
 from reference_apps.watch_cli import app
+from reference_apps.worker_metrics import WorkerMetrics
 from simulator.alerts import readings
 from simulator.run import simulate
 from stages.alerts import latency_bounds_of, limits_of, rules_of
@@ -33,7 +36,7 @@ from tests.made import a_calibration, a_schedule, a_stage
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = [pytest.mark.promtool, pytest.mark.skipif(PROMTOOL is None, reason="needs promtool")]
-STAGES = ("micro-batched", "load-balanced")  # without a gateway and with one
+STAGES = ("micro-batched", "load-balanced", "cached", "queued")  # without a gateway, with one, with all else
 # What Prometheus adds to the metrics of a target, and what it makes itself.
 TARGET_LABELS = {"stage", "role", "replica"}
 OF_PROMETHEUS = {"ALERTS": {"alertstate", "alertname"}, "up": set[str]()}
@@ -42,13 +45,17 @@ OF_PROMETHEUS = {"ALERTS": {"alertstate", "alertname"}, "up": set[str]()}
 def metrics_of(stage: Stage) -> dict[str, set[str]]:
     """Every series that the processes of a stage expose, after some work, and its labels."""
     bounds_s = latency_bounds_of(stage)
-    replica = ReplicaMetrics(Batcher(stage.batching, stage.admission), 8, lambda: 0, bounds_s)
-    replica.batch(2, [0.1, 0.2], 0.3)
-    texts = [replica.text()]
+    texts = _of_a_queue(bounds_s) if stage.queue is not None else []
+    if stage.queue is None:
+        replica = ReplicaMetrics(Batcher(stage.batching, stage.admission), 8, lambda: 0, bounds_s)
+        replica.batch(2, [0.1, 0.2], 0.3)
+        texts.append(replica.text())
     if stage.gateway is not None:
         gateway = GatewayMetrics(lambda: 0, lambda: [(0, 1, 0.5, True, False, False)], bounds_s)
         gateway.retried("draining")
         gateway.ejected(0)
+        if stage.cache is not None:
+            CacheMetrics(gateway.registry).watch(lambda: (100, 1))
         texts.append(gateway.text())
     found: dict[str, set[str]] = {}
     for text in texts:
@@ -56,6 +63,14 @@ def metrics_of(stage: Stage) -> dict[str, set[str]]:
             for sample in family.samples:
                 found.setdefault(sample.name, set()).update(sample.labels)
     return found
+
+
+def _of_a_queue(bounds_s: Sequence[float]) -> list[bytes]:
+    """What the jobs API and a worker of a queued stage tell."""
+    jobs = JobsMetrics(lambda: 0, lambda: 0, bounds_s)
+    worker = WorkerMetrics(lambda: 0, lambda: 0, lambda: True, 8)
+    worker.batch([0.1, 0.2], 2, 0.3)
+    return [jobs.text(Depth(waiting=1, leased=0, delayed=0, dead=0, oldest_s=0.5)), worker.text()]
 
 
 def asked_of(expression: str) -> Iterator[tuple[str, set[str]]]:
@@ -101,7 +116,9 @@ def test_counters_are_there_before_the_first_request(name: str) -> None:
     stage = load_stage(name)
     replica = ReplicaMetrics(Batcher(stage.batching, stage.admission), 8, lambda: 0, latency_bounds_of(stage)).text()
     gateway = GatewayMetrics(lambda: 0, lambda: [], latency_bounds_of(stage)).text()
-    for text, prefix in ((replica.decode(), "rung"), (gateway.decode(), "rung_gateway")):
+    jobs = JobsMetrics(lambda: 0, lambda: 0, latency_bounds_of(stage)).text(None)
+    texts = ((replica, "rung"), (gateway, "rung_gateway"), (jobs, "rung_jobs"))
+    for text, prefix in ((text.decode(), prefix) for text, prefix in texts):
         assert f'{prefix}_requests_total{{outcome="shed",reason="queue_full"}} 0.0' in text
         assert f'{prefix}_request_seconds_count{{outcome="ok"}} 0.0' in text
 

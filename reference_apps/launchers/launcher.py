@@ -65,6 +65,7 @@ class Launcher(ABC):
         self._cache_password = valkey.password() if valkey.wanted(stage) else ""
         self.generation = 0  # of replicas.json
         self.lived: list[Life] = []  # those that are gone
+        self.first = stage.fleet.replicas  # are started with it; set it before the start for another number
         self._numbers = itertools.count(stage.fleet.replicas)
         folder.mkdir(parents=True, exist_ok=True)
         self.queue_folder = folder  # where queue and results are kept; set it before the start to keep them longer
@@ -155,7 +156,8 @@ class Launcher(ABC):
             if valkey.wanted(self.stage):
                 self.cache = self._launch(self._new(CACHE, "cache" if self.stage.queue is None else "broker", ""))
                 self._await_broker()
-            for number in range(self.stage.fleet.replicas):
+            self._numbers = itertools.count(self.first)
+            for number in range(self.first):
                 self._spawn(number)
             if self.stage.queue is not None:
                 self.gateway = self._launch(self._new(GATEWAY, "jobs", ""))
