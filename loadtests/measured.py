@@ -58,7 +58,7 @@ FLEETS: dict[str, dict[str, str]] = {
     "four-replicas": HALF_PACE | {"fleet.replicas": "4"},
     "unequal-replicas": HALF_PACE | {"fleet.profiles": UNEQUAL},
 }
-FLEET_LOADS, FLEET_SECONDS = "0.2,0.7,0.95", 12.0
+FLEET_LOADS, FLEET_SECONDS = "0.2,0.7,0.95", 15.0
 
 
 @dataclass(frozen=True)
