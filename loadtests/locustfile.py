@@ -35,6 +35,7 @@ from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 from loadtests import payloads, raw_rows
 from reference_apps.asking import key_headers
 from reference_apps.launchers.member import write_atomically
+from stages.policies.balancing import ticket_of
 from stages.problems import StageError
 from stages.spec import Stage, load_stage
 from stages.traffic import schedule, split, user_draws
@@ -115,7 +116,7 @@ class Shots:
         began_s, traffic = self.began.get(), self.stage.traffic
         sent_s = time.monotonic()
         # The replica of sticky balancing, and the dice of random choices: the same in every run of this schedule.
-        headers = self.headers | {"x-rung-key": str(item), "x-rung-request": str(number)}
+        headers = self.headers | {"x-rung-key": str(item), "x-rung-request": ticket_of(traffic.seed, number)}
         body = cast(Any, self.payloads.body(item))  # bytes; typed as str by Locust
         remaining_s = max(0.001, scheduled_s + began_s + traffic.timeout_s - sent_s)
         status, record, error, reason = 0, None, None, ""
