@@ -35,6 +35,7 @@ from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 from loadtests import payloads, raw_rows
 from reference_apps.asking import key_headers
 from reference_apps.launchers.member import write_atomically
+from stages.policies.balancing import ticket_of
 from stages.problems import StageError
 from stages.spec import Stage, load_stage
 from stages.traffic import schedule, split, user_draws
@@ -114,7 +115,7 @@ class Shots:
         """Sends one request now, waits for its end, and notes it with times from the beginning of the schedule."""
         began_s, traffic = self.began.get(), self.stage.traffic
         # The replica of sticky balancing, and the dice of random choices: the same in every run of this schedule.
-        headers = self.headers | {"x-rung-key": str(item), "x-rung-request": str(number)}
+        headers = self.headers | {"x-rung-key": str(item), "x-rung-request": ticket_of(traffic.seed, number)}
         body = cast(Any, self.payloads.body(item))  # bytes; typed as str by Locust
         sent_s = time.monotonic()
         remaining_s = max(0.001, scheduled_s + began_s + traffic.timeout_s - sent_s)

@@ -209,7 +209,7 @@ class Gateway:
         """One try on one replica, and what is learnt from it."""
         assert self.rotation is not None and self._upstream is not None
         now_s = time.monotonic()
-        number = self.balancer.choose(request.key, candidates, now_s, request.number)
+        number = self.balancer.choose(request.key, candidates, now_s, request.ticket)
         request.at = replica = self.rotation.replicas[number]
         request.tried.append(number)
         left_s = self.policy.upstream_timeout_s

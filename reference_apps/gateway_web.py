@@ -34,7 +34,7 @@ def web(gateway: Gateway) -> FastAPI:
     @app.post("/predict", openapi_extra=PREDICT_BODY, summary="One input, one answer")
     async def predict(request: HttpRequest) -> Response:
         """As a replica's. `x-rung-key` chooses the replica where balancing is sticky; `x-request-id` names the request;
-        `x-rung-request`, its number in a load test, is what random choices follow.
+        `x-rung-request`, its ticket in a load test, is what random choices follow.
         Where the stage has a cache, `x-rung-cache` of the answer says hit, joined or miss.
         503 with Retry-After: no room, or no replica. 502, 504: a replica was lost, or took too long."""
         raise NotImplementedError(f"{request.url.path} is served before it comes here")

@@ -32,7 +32,7 @@ NO_KEY = (
 )
 # An id that a client may choose: it stands in logs and headers as it is.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_NUMBER = re.compile(rb"[0-9]{1,15}")
+_TICKET = re.compile(rb"[0-9]{1,15}-[0-9]{1,15}")
 _OURS = os.urandom(8).hex().encode()  # of this process; a number follows
 _numbers = itertools.count(1)
 _PASSED_ON = (b"content-type", b"x-rung-shape")
@@ -72,7 +72,7 @@ class Request:
     headers: list[tuple[bytes, bytes]]  # for the replica
     deadline_s: float | None  # of the client or the stage, from which nobody waits any more
     gives_up_s: float
-    number: int | None = None  # in the schedule of a load test
+    ticket: str | None = None  # its place in the schedule of a load test
     body: bytes = b""
     came_s: float = 0.0  # when it had been read
     at: Replica | None = None  # where it is now
@@ -106,14 +106,14 @@ def request_of(stage: Stage, headers: Headers, request_id: bytes, began_s: float
         [(name, headers[name]) for name in _PASSED_ON if name in headers] + [(b"x-request-id", request_id)],
         deadline_s=None if waits_s is None else began_s + waits_s,
         gives_up_s=began_s + (limit_s if own_s is None else min(own_s, limit_s)),
-        number=_number_of(headers),
+        ticket=_ticket_of(headers),
     )
 
 
-def _number_of(headers: Headers) -> int | None:
-    """The number that a load test gives its requests; None where there is none, or nonsense."""
+def _ticket_of(headers: Headers) -> str | None:
+    """The ticket that a load test gives a request; None where there is none, or nonsense."""
     given = headers.get(b"x-rung-request", b"")
-    return int(given) if _NUMBER.fullmatch(given) else None
+    return given.decode() if _TICKET.fullmatch(given) else None
 
 
 def reason_of(reply: Reply) -> str:

@@ -31,7 +31,7 @@ from simulator.passages import Passage, Waits, log_of
 from simulator.replica import Replica, Settled
 from stages.calibration import GatewayCosts, HostCosts
 from stages.policies import admission as admits
-from stages.policies.balancing import Balancer
+from stages.policies.balancing import Balancer, ticket_of
 from stages.policies.health import Health, speaks_against
 from stages.policies.histogram import LatencyCounts
 from stages.policies.retrying import RetryBudget, safe_to_retry
@@ -192,7 +192,7 @@ class Gateway:
     def _forward(self, passage: Passage, choosable: Mapping[int, int]) -> None:
         """Sends the request to the replica that the policy names."""
         now_s = self._env.now
-        number = self._balancer.choose(passage.key, choosable, now_s, passage.request)
+        number = self._balancer.choose(passage.key, choosable, now_s, ticket_of(self._seed, passage.request))
         self._balancer.sent(number, now_s)
         member = self.members[number]
         passage.replica, passage.sent_s = number, now_s

@@ -23,6 +23,7 @@ import simulator.gateway as simulated
 from reference_apps.upstream import Address, LostError, Reply
 from simulator.clock import At
 from stages.calibration import HostCosts
+from stages.policies.balancing import ticket_of
 from stages.policies.health import Health
 from stages.spec import Stage
 from tests.cases import Ends
@@ -112,14 +113,14 @@ def serve(
         for number, key in enumerate(keys):
             clock.now_s = number * EVERY_S
             tried.clear()
-            status, body = await _asked(gateway, key, number)
+            status, body = await _asked(gateway, key, ticket_of(seed, number))
             ends.append((tuple(tried), "" if status == 200 else str(json.loads(body)["title"])))
         return ends
 
     return asyncio.run(all_of_them())
 
 
-async def _asked(gateway: running.Gateway, key: str, number: int) -> tuple[int, bytes]:
+async def _asked(gateway: running.Gateway, key: str, ticket: str) -> tuple[int, bytes]:
     """Status and body of one request by ASGI."""
     scope = {
         "type": "http",
@@ -127,7 +128,7 @@ async def _asked(gateway: running.Gateway, key: str, number: int) -> tuple[int, 
         "path": "/predict",
         "headers": [
             (b"x-rung-key", key.encode()),
-            (b"x-rung-request", b"%d" % number),
+            (b"x-rung-request", ticket.encode()),
             (b"content-type", b"application/json"),
         ],
     }

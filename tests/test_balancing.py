@@ -21,6 +21,7 @@ from stages.policies.balancing import (
     random_choice,
     round_robin,
     sticky,
+    ticket_of,
 )
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -64,14 +65,14 @@ def test_a_random_choice_divides_the_draw_evenly(draw: float, chosen: int) -> No
 
 
 @pytest.mark.parametrize("policy", ["random", "power-of-two"])
-def test_the_dice_follow_the_number_of_a_request_whatever_came_before(policy: Policy) -> None:
+def test_the_dice_follow_the_ticket_of_a_request_whatever_came_before(policy: Policy) -> None:
     idle = dict.fromkeys(range(4), 0)
-    one, other = Balancer(policy, 1), Balancer(policy, 1)
+    one, other = Balancer(policy, 1), Balancer(policy, 2)
     for key in KEYS[:7]:
         other.choose(key, idle, 0.0)
-    chosen = [one.choose(0, idle, 0.0, number) for number in range(2000)]
-    assert chosen == [other.choose(0, idle, 0.0, number) for number in range(2000)]
-    assert chosen != [Balancer(policy, 2).choose(0, idle, 0.0, number) for number in range(2000)]
+    chosen = [one.choose(0, idle, 0.0, ticket_of(7, number)) for number in range(2000)]
+    assert chosen == [other.choose(0, idle, 0.0, ticket_of(7, number)) for number in range(2000)]
+    assert chosen != [one.choose(0, idle, 0.0, ticket_of(8, number)) for number in range(2000)]
     assert all(400 < count < 600 for count in Counter(chosen).values())
 
 

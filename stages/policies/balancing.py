@@ -3,8 +3,8 @@
     key, outstanding of each replica that may be chosen ──▶ Balancer.choose ──▶ replica
                                      answers, failures ──▶ Balancer.done   (for the policies that look at them)
 
-Both worlds use the same class, so a disagreement between them is never the policy's. Where a load test numbers its
-requests, the dice of `random` and `power-of-two` follow the number: both worlds, and every repeat, throw the same.
+Both worlds use the same class, so a disagreement between them is never the policy's. Where a load test gives
+its requests tickets, the dice of `random` and `power-of-two` follow them: both worlds, and every repeat, throw the same.
 "Outstanding" are the requests that the gateway has sent to a replica and that are not back. The learned policy is in
 stages/policies/learned.py. It does not model several gateways beside each other: this one sees every request.
 """
@@ -111,6 +111,11 @@ def _place(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
+def ticket_of(seed: int, number: int) -> str:
+    """The ticket of request `number` of a schedule that was made from `seed`: "1042-17"."""
+    return f"{seed}-{number}"
+
+
 class Balancer:
     """One gateway's policy with its state. `seed` gives its draws; times are seconds of any one clock.
 
@@ -120,7 +125,6 @@ class Balancer:
 
     def __init__(self, policy: Policy, seed: int, sticky_load_bound: float = 1.25) -> None:
         self.policy = policy
-        self._seed = seed
         self._random = stream(seed, "balancing")
         self._draws: list[float] = []
         self._last = -1
@@ -129,27 +133,27 @@ class Balancer:
         self._latencies = Latencies()
         self._learner = Learner(self._random)
 
-    def choose(self, key: int | str, outstanding: Mapping[int, int], now_s: float, number: int | None = None) -> int:
+    def choose(self, key: int | str, outstanding: Mapping[int, int], now_s: float, ticket: str | None = None) -> int:
         """The replica for a request with this key, among those in `outstanding`. Raises ValueError if there is none.
 
-        `outstanding` has a count for every replica that may be chosen: ready, not ejected, not tried before. `number`
-        is the request's in a schedule, if it has one.
+        `outstanding` has a count for every replica that may be chosen: ready, not ejected, not tried before. `ticket`
+        is the request's, if it has one (`ticket_of`).
         """
         if not outstanding:
             raise ValueError("there is no replica to choose from")
-        self._last = self._chosen(key, outstanding, now_s, number)
+        self._last = self._chosen(key, outstanding, now_s, ticket)
         return self._last
 
-    def _chosen(self, key: int | str, outstanding: Mapping[int, int], now_s: float, number: int | None) -> int:
+    def _chosen(self, key: int | str, outstanding: Mapping[int, int], now_s: float, ticket: str | None) -> int:
         match self.policy:
             case "round-robin":
                 return round_robin(outstanding, self._last)
             case "random":
-                return random_choice(outstanding, self._dice(number)[0])
+                return random_choice(outstanding, self._dice(ticket)[0])
             case "least-outstanding":
                 return least_outstanding(outstanding, self._last)
             case "power-of-two":
-                return power_of_two(outstanding, *self._dice(number))
+                return power_of_two(outstanding, *self._dice(ticket))
             case "sticky":
                 self._ring.hold(outstanding)
                 return sticky(key, outstanding, self._ring, self._load_bound)
@@ -178,10 +182,10 @@ class Balancer:
         self._latencies.forget(replica)
         self._learner.forget(replica)
 
-    def _dice(self, number: int | None) -> tuple[float, float]:
-        """Two draws, uniform in [0, 1): those of a request's number, or the next ones."""
-        if number is not None:
-            place = _place(f"{self._seed} request {number}")
+    def _dice(self, ticket: str | None) -> tuple[float, float]:
+        """Two draws, uniform in [0, 1): those of a request's ticket, or the next ones."""
+        if ticket is not None:
+            place = _place(f"request {ticket}")
             return (place >> 32) / 2**32, (place & 0xFFFFFFFF) / 2**32
         if not self._draws:
             self._draws = self._random.random(_DRAWS).tolist()
