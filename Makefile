@@ -42,7 +42,7 @@ bench-queue: .venv/ready-dev  ## what the queue carries, as ratios to Celery on 
 	@$(INSTALL) --editable '.[bench]'
 	@$(BIN)/python -m loadtests.bench_queue
 
-chaos-queue: .venv/ready  ## is nothing lost? 100,000 jobs, 60 kills, a full disk, a clock that is set; on both brokers
+chaos-queue: .venv/ready-dev  ## is nothing lost? 100,000 jobs, 60 kills, a full disk, a clock that is set; on both brokers
 	@$(BIN)/python -m loadtests.chaos --broker sqlite
 	@$(BIN)/python -m loadtests.chaos --broker redis
 
