@@ -3,8 +3,8 @@
     python -m loadtests.measured [--only emulated-poisson] [--trace FILE] [--repeat 3]
 
 Each kind of device is calibrated once for a stage; the bursty and the traced traffic are predicted with that same
-calibration, and so is every balancing policy of a fleet. What is kept is small: report.json or policies.json (rows,
-machine, command) and, of a single policy, the picture of latency against load.
+calibration, and so is every balancing policy of a fleet. Spikes, drills and nights follow. What is kept is small: the
+rows with machine and command, as JSON, and a picture.
 """
 
 from __future__ import annotations
@@ -61,19 +61,45 @@ FLEETS: dict[str, dict[str, str]] = {
     "unequal-replicas": HALF_PACE | {"fleet.profiles": UNEQUAL},
 }
 FLEET_LOADS, FLEET_SECONDS = "0.2,0.7,0.95", 15.0
+# The exponent of Zipf's law, and how much of the items' answers the cache holds: about so much is found there.
+HIT_RATIOS = {
+    "hits-0.2": {"traffic.items.exponent": "0.6"},
+    "hits-0.5": {"traffic.items.exponent": "1.0"},
+    "hits-0.9": {"traffic.items.exponent": "1.5"},
+}
+CACHED_LOADS = "0.2,0.5,0.8,0.95"
+# One of four replicas becomes four times slower: who sees it, and how soon?
+SLOWED = HALF_PACE | {"fleet.replicas": "4"}
+SLOW = ("slow", "--factor", "4", "--for", "30", "--load", "0.6")
+LEARNERS = ("learned", "least-outstanding", "round-robin")
+# Every other verb that holds one world against the other: stage, name, words, settings.
+OTHERS: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
+    ("autoscaled", "spike", ("spike", "autoscaled", "--repeat", "2"), {}),
+    *(
+        ("load-balanced", f"slowed-{policy}", ("drill", "load-balanced", *SLOW), SLOWED | {"gateway.policy": policy})
+        for policy in LEARNERS
+    ),
+    *(
+        ("load-balanced", f"drill-{failure}", ("drill", "load-balanced", failure), {})
+        for failure in ("kill", "hang", "slow", "refuse", "restart")
+    ),
+    ("queued", "night", ("night", "queued", "--backlog", "20000", "--workers", "2", "--repeat", "3"), {}),
+)
+# What the verbs leave, and how it is kept: the first that is there of each kind.
+KEPT = (
+    (("policies.json", "spike.json", "night.json", "report.json"), ".json"),
+    (("latency_against_load.png", "spike.png", "night.png", "over_time.png"), ".png"),
+)
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """One comparison whose result is kept under `name`."""
+    """One run of a verb whose result is kept under `name`."""
 
     stage: str
     name: str
-    device: str
-    loads: str
+    words: tuple[str, ...]  # of the command line, without its settings
     settings: dict[str, str]
-    seconds: float = SECONDS
-    every_policy: bool = False  # of balancing, one after the other
 
     @property
     def folder(self) -> Path:
@@ -81,8 +107,8 @@ class Campaign:
         return stage_files()[self.stage].parent / "measured"
 
 
-def campaigns(trace: Path | None) -> list[Campaign]:
-    """Every comparison that is kept, in the order in which they run; those of a trace only where it is given.
+def campaigns(trace: Path | None, repeat: int) -> list[Campaign]:
+    """Everything that is kept, in the order in which they run; those of a trace only where it is given.
 
     A kind of device, with the settings that go with it, is calibrated once; its other traffics use that calibration.
     """
@@ -96,10 +122,21 @@ def campaigns(trace: Path | None) -> list[Campaign]:
                 changed.pop("traffic.rate.rate_rps", None)
             loads = LOADS if traffic == "poisson" else FEWER_LOADS
             seconds = REAL_SECONDS if device == "cpu" else SECONDS
-            result.append(Campaign(stage, f"{kind}-{traffic}", device, loads, changed, seconds))
+            words = _compare(stage, device, loads, seconds, repeat)
+            result.append(Campaign(stage, f"{kind}-{traffic}", words, changed))
+    for hits, settings in HIT_RATIOS.items():
+        words = _compare("cached", "emulated", CACHED_LOADS, REAL_SECONDS, repeat)
+        result.append(Campaign("cached", hits, words, settings))
+    result.append(Campaign("queued", "emulated-poisson", _compare("queued", "emulated", LOADS, SECONDS, repeat), {}))
     for fleet, settings in FLEETS.items():
-        result.append(Campaign("load-balanced", fleet, "emulated", FLEET_LOADS, settings, FLEET_SECONDS, True))
-    return result
+        words = (*_compare("load-balanced", "emulated", FLEET_LOADS, FLEET_SECONDS, repeat), "--policies")
+        result.append(Campaign("load-balanced", fleet, (*words, ",".join(POLICIES)), settings))
+    return [*result, *(Campaign(*other) for other in OTHERS)]
+
+
+def _compare(stage: str, device: str, loads: str, seconds: float, repeat: int) -> tuple[str, ...]:
+    words = ("compare", stage, "--device", device, "--loads", loads)
+    return (*words, "--repeat", str(repeat), "--duration", f"{seconds:g}")
 
 
 def _changes(traffic: str, trace: Path | None, capacity_rps: float) -> dict[str, str]:
@@ -112,26 +149,25 @@ def _changes(traffic: str, trace: Path | None, capacity_rps: float) -> dict[str,
     return {}
 
 
-def run(campaign: Campaign, repeat: int) -> int:
-    """Runs one comparison by the command that anybody can type, and keeps its small results. Gives its exit status."""
+def run(campaign: Campaign) -> int:
+    """Runs one campaign by the command that anybody can type, and keeps its small results. Gives its exit status."""
     folder = Path("runs") / "measured" / f"{campaign.stage}-{campaign.name}"
-    command = ["rung", "compare", campaign.stage, "--device", campaign.device, "--loads", campaign.loads]
-    command += ["--repeat", str(repeat), "--duration", f"{campaign.seconds:g}", "--out", str(folder)]
-    if campaign.every_policy:
-        command += ["--policies", ",".join(POLICIES)]
+    command = [str(Path(sys.executable).with_name("rung")), *campaign.words, "--out", str(folder)]
     for key, value in campaign.settings.items():
         command += ["--set", f"{key}={value}"]
-    status = subprocess.run([str(Path(sys.executable).with_name("rung")), *command[1:]], check=False).returncode
+    status = subprocess.run(command, check=False).returncode
     keep(campaign, folder)
     return status
 
 
 def keep(campaign: Campaign, folder: Path) -> None:
-    """Copies what is kept of a comparison in `folder` to where the stage's results are; what is not there is not."""
+    """Copies what is kept of a run in `folder` to where the stage's results are; what is not there is not."""
     campaign.folder.mkdir(exist_ok=True)
-    for source, kept in (("policies.json", ".json"), ("report.json", ".json"), ("latency_against_load.png", ".png")):
-        if (folder / source).exists():
-            (campaign.folder / f"{campaign.name}{kept}").write_bytes((folder / source).read_bytes())
+    for sources, ending in KEPT:
+        for source in (folder / name for name in sources):
+            if source.exists():
+                (campaign.folder / f"{campaign.name}{ending}").write_bytes(source.read_bytes())
+                break
 
 
 def main(
@@ -141,8 +177,8 @@ def main(
 ) -> None:
     """Runs the campaigns one after the other on a machine that should do nothing else."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the comparison at work ends as well
-    chosen = [c for c in campaigns(trace) if only in f"{c.stage}/{c.name}"]
-    statuses = [run(campaign, repeat) for campaign in chosen]
+    chosen = [c for c in campaigns(trace, repeat) if only in f"{c.stage}/{c.name}"]
+    statuses = [run(campaign) for campaign in chosen]
     raise typer.Exit(max(statuses, default=0))
 
 

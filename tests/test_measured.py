@@ -1,0 +1,49 @@
+"""The campaigns whose results are kept: every one can be run, and what it leaves is kept under its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loadtests import measured
+from loadtests.measured import Campaign, campaigns, keep
+from stages.spec import load_stage, stage_files
+from stages.terminal import overrides
+
+TRACE = Path("trace.csv")
+EVERY = campaigns(None, 3)
+
+
+@pytest.mark.parametrize("campaign", EVERY, ids=lambda campaign: f"{campaign.stage}/{campaign.name}")
+def test_its_settings_are_sound(campaign: Campaign) -> None:
+    assert campaign.words[1] == campaign.stage
+    pairs = [f"{key}={value}" for key, value in campaign.settings.items()]
+    changes = overrides(pairs)
+    if "cpu" in campaign.words:
+        changes = {"device.profile": None, "device.slowdown": None, "device.kind": "cpu"} | changes
+    assert load_stage(campaign.stage, changes | {"overload": True}).name == campaign.stage
+
+
+def test_names_are_unlike_and_traces_need_a_file() -> None:
+    names = [(campaign.stage, campaign.name) for campaign in campaigns(TRACE, 3)]
+    assert len(set(names)) == len(names)
+    assert {campaign.stage for campaign in EVERY} == set(stage_files())
+    assert {name for _, name in names} - {campaign.name for campaign in EVERY} == {
+        "cpu-azure-trace",
+        "emulated-stretched-azure-trace",
+    }
+
+
+def test_what_is_there_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = tmp_path / "03_some" / "stage.toml"
+    monkeypatch.setattr(measured, "stage_files", lambda: {"some": stage})
+    stage.parent.mkdir()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "report.json").write_text("of one policy")
+    (folder / "policies.json").write_text("of all")
+    (folder / "over_time.png").write_bytes(b"picture")
+    keep(Campaign("some", "name", ("drill", "some", "kill"), {}), folder)
+    kept = {path.name: path.read_bytes() for path in (stage.parent / "measured").iterdir()}
+    assert kept == {"name.json": b"of all", "name.png": b"picture"}
