@@ -294,10 +294,12 @@ def clock_of(setting: Path) -> Iterator[None]:
 
 def faketime() -> str:
     """The library that sets a process' clock. Ends in words where there is none."""
-    for place in (f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}", "/usr/lib", "/usr/local/lib"):
-        if (library := Path(place) / "faketime/libfaketime.so.1").is_file():
-            return str(library)
-    fail("No libfaketime: the clock of the stack cannot be set. Install Debian's libfaketime.", Exit.MISUSED)
+    places = (f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}", "/usr/lib", "/usr/local/lib")
+    libraries = [Path(place) / "faketime/libfaketime.so.1" for place in places]
+    found = next((library for library in libraries if library.is_file()), None)
+    if found is None:
+        fail("No libfaketime: the clock of the stack cannot be set. Install Debian's libfaketime.", Exit.MISUSED)
+    return str(found)
 
 
 def on_a_disk_of_its_own(words: list[str]) -> int:

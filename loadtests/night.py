@@ -3,8 +3,8 @@
     backlog ─▶ broker, while nobody works ─▶ so many workers are started ─▶ results ─▶ done when, paid for how long
                                                └─ kill -9 when their machine is taken away; another one, cold
 
-Twin: simulator/night.py, whose draws say when a machine is taken away here, too. Cold starts are held to the stage's, as
-everywhere with processes. Not here: containers, and putting the backlog, which is over before the clock starts.
+Twin: simulator/night.py, whose draws say when a machine is taken away here, too. Cold starts are held to the stage's,
+as everywhere with processes. Not here: containers, and putting the backlog, which is over before the clock starts.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def work_off(
 class Crew:
     """The workers of a night and the machines under them. `step` takes away whose time has come, and replaces it."""
 
-    def __init__(self, stage: Stage, launcher: Launcher, workers: int, seed: int, interruptions_per_hour: float) -> None:
+    def __init__(
+        self, stage: Stage, launcher: Launcher, workers: int, seed: int, interruptions_per_hour: float
+    ) -> None:
         self._launcher = launcher
         self._cold_start_s = stage.scaling.cold_start.total_s if stage.scaling else 0.0
         self._lives_s = [lives_s(seed, number, interruptions_per_hour) for number in range(workers)]
@@ -197,7 +199,12 @@ def _curve(worked: Worked, backlog: int) -> tuple[list[float], list[int]]:
 
 
 def document(
-    stage: Stage, night: Night, workers: int, measured: list[Worked], predicted: list[Worked], usd: Callable[[Worked], float] | None
+    stage: Stage,
+    night: Night,
+    workers: int,
+    measured: list[Worked],
+    predicted: list[Worked],
+    usd: Callable[[Worked], float] | None,
 ) -> Iterator[dict[str, object]]:
     """A row a metric: measured (the median of the nights), predicted, error, and the measured nights' spread."""
     figures: dict[str, Callable[[Worked], float]] = {
@@ -228,5 +235,7 @@ def document(
 def write(folder: Path, rows: list[dict[str, object]], machine: str, command: str) -> Path:
     """Writes night.json into the run's folder and gives its path."""
     path = folder / "night.json"
-    path.write_text(json.dumps({"machine": machine, "command": command, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({"machine": machine, "command": command, "rows": rows}, indent=2) + "\n", encoding="utf-8"
+    )
     return path

@@ -70,9 +70,7 @@ def night(
     predicted: list[Worked] = []
     with failures(), bar() as on_progress:
         for number in range(repeat):
-            measured.append(
-                nights.work_off(resolved, asked, workers, kept / f"night-{number + 1}", first, on_progress)
-            )
+            measured.append(nights.work_off(resolved, asked, workers, kept / f"night-{number + 1}", first, on_progress))
             predicted.append(
                 work_off(resolved, backlog, workers, calibration, first, asked.interruptions_per_hour, keep_times=True)
             )

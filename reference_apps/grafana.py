@@ -125,7 +125,9 @@ def _cache(stage: Stage, ask: Questions) -> Iterator[Panel]:
 def _queue(ask: Questions) -> Iterator[Panel]:
     """What waits, and what is told to those who asked for it."""
     yield Panel("Jobs in the queue", [(f"max by (state) ({ask.series('rung_queue_jobs')})", "{{state}}")])
-    yield Panel("Age of the queue's oldest", [(f"max({ask.series('rung_queue_oldest_seconds')})", "first in line")], "s")
+    yield Panel(
+        "Age of the queue's oldest", [(f"max({ask.series('rung_queue_oldest_seconds')})", "first in line")], "s"
+    )
     accepted, twice = ask.series("rung_jobs_accepted_total"), ask.series("rung_jobs_duplicates_total")
     yield Panel(
         "Jobs accepted",
@@ -145,7 +147,9 @@ def _workers(ask: Questions) -> Iterator[Panel]:
     yield Panel("Jobs by how they ended", [(f"sum by (ending) (rate({jobs}[{WINDOW}]))", "{{ending}}")], "ops")
     held = ask.series("rung_worker_held_jobs")
     yield Panel("Workers", [(f"count({held})", "that answer"), (f"sum({held})", "jobs that they hold")])
-    yield Panel("Device busy", [(f"rate({ask.series('rung_worker_device_seconds_sum')}[{WINDOW}])", each)], "percentunit")
+    yield Panel(
+        "Device busy", [(f"rate({ask.series('rung_worker_device_seconds_sum')}[{WINDOW}])", each)], "percentunit"
+    )
     waits = ask.series("rung_worker_wait_seconds_bucket")
     wait = f"histogram_quantile(0.95, sum by (le) (rate({waits}[{WINDOW}])))"
     yield Panel("Wait for a worker, p95", [(wait, "all workers")], "s")

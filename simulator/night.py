@@ -147,11 +147,11 @@ class _Crew:
 
     def _machines(self, number: int) -> Generator[Event, None, None]:
         """One machine after the other for worker `number`: each is replaced at once when it is taken away."""
-        env, lives_s = self._env, lives_s(self._seed, number, self._interruptions_per_hour)
+        env, ends = self._env, lives_s(self._seed, number, self._interruptions_per_hour)
         device = open_device(of_replica(self._stage, number), self._calibration, seed=self._seed, number=number)
         while not self._done.triggered and env.now < LIMIT_S:
             started_s = self._since_s[number] = env.now
-            ends_s = started_s + next(lives_s)
+            ends_s = started_s + next(ends)
             yield from self._until(min(ends_s, started_s + self._cold_start_s, LIMIT_S))
             worker = self._begin(number, device) if env.now < min(ends_s, LIMIT_S) else None
             if not self._done.triggered:

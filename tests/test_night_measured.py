@@ -1,4 +1,4 @@
-"""A night's work by the running stack: all of it is done, machines that are taken away come back, and both worlds agree."""
+"""A night's work by the running stack: all of it is done, and machines that are taken away come back."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     key, outstanding of each replica that may be chosen ──▶ Balancer.choose ──▶ replica
                                      answers, failures ──▶ Balancer.done   (for the policies that look at them)
 
-Both worlds use the same class, so a disagreement between them is never the policy's. Where a load test gives
-its requests tickets, the dice of `random` and `power-of-two` follow them: both worlds, and every repeat, throw the same.
+Both worlds use the same class, so a disagreement between them is never the policy's. Where a load test gives its
+requests tickets, the dice of `random` and `power-of-two` follow them: both worlds, and every repeat, throw the same.
 "Outstanding" are the requests that the gateway has sent to a replica and that are not back. The learned policy is in
 stages/policies/learned.py. It does not model several gateways beside each other: this one sees every request.
 """
