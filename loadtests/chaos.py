@@ -49,7 +49,19 @@ FULL_FOR_S = 6.0
 # When, as a share of the jobs that were accepted.
 FULL_AT, FORTH_AT, BACK_AT = 0.35, 0.55, 0.75
 SETTLE_TIMEOUT_S = 600.0
+HOUSEKEEPING_S = 3.0  # dead letters get their results within a second
 INSIDE = "RUNG_CHAOS_DISK"
+# What the stack's processes import first: their time of day is set, and that of the servers that they start.
+OTHER_TIME = """
+import os, time
+_file, _time_ns = os.environ["RUNG_CHAOS_CLOCK"], time.time_ns
+def time_ns():
+    with open(_file) as setting:
+        return _time_ns() + int(setting.read()) * 1_000_000_000
+time.time_ns, time.time = time_ns, lambda: time_ns() / 1e9
+os.environ |= {"LD_PRELOAD": os.environ["RUNG_CHAOS_LIBRARY"], "FAKETIME_TIMESTAMP_FILE": _file,
+               "FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+"""
 
 
 @dataclass
@@ -58,9 +70,9 @@ class Tally:
 
     broker: str
     jobs: int
-    kills: Counter[str] = field(default_factory=Counter)  # by whom: worker, jobs API, broker
+    kills: dict[str, int] = field(default_factory=dict)  # by whom: worker, jobs API, broker
     restarts: int = 0
-    refused: Counter[str] = field(default_factory=Counter)  # by status, or the error of the connection
+    refused: dict[str, int] = field(default_factory=dict)  # by status, or the error of the connection
     refused_while_full: int = 0
     clock_steps: list[str] = field(default_factory=list)
     accepted: int = 0
@@ -142,12 +154,12 @@ class Trouble:
         self._kill_at = [(number + 1) / (kills + 1) for number in range(kills)]
         self._full_until_s: float | None = None
         self._was_full, self._refused_before = False, 0
-        self._steps = [(FORTH_AT, "+1h"), (BACK_AT, "-1h")]
+        self._steps = [(FORTH_AT, "+3600"), (BACK_AT, "-3600")]
 
     @property
     def goes_on(self) -> bool:
-        """Whether the disk is still full."""
-        return self._full_until_s is not None
+        """Whether there is more to come: somebody to be killed, or a disk that is full."""
+        return bool(self._kill_at) or self._full_until_s is not None
 
     def step(self, share: float, refused: int) -> None:
         """Does what is due when `share` of the jobs were accepted; `refused` is how often clients were, so far."""
@@ -177,7 +189,8 @@ class Trouble:
         for pid in server_pids(member):
             with contextlib.suppress(psutil.Error):
                 psutil.Process(pid).kill()
-        self._tally.kills[{GATEWAY: "jobs API", CACHE: "broker"}.get(member.number, "worker")] += 1
+        whom = {GATEWAY: "jobs API", CACHE: "broker"}.get(member.number, "worker")
+        self._tally.kills[whom] = self._tally.kills.get(whom, 0) + 1
         return True
 
     def _restart(self) -> None:
@@ -229,27 +242,34 @@ def run(broker: Literal["sqlite", "redis"], jobs: int, kills: int, workers: int,
     }
     stage, tally = load_stage("queued", changes), Tally(broker, jobs)
     assert stage.queue is not None
-    clock = disk / "clock"
-    clock.write_text("+0")
     began_s = time.monotonic()
-    with clock_of(clock), ProcessLauncher(stage, disk / "stack") as launcher:
-        trouble = Trouble(launcher, tally, kills, seed, disk, clock)
-        with Clients(stage, launcher.url, jobs) as clients, err.status("Putting jobs …") as shown:
-            while not clients.done() or trouble.goes_on:
-                trouble.step(len(clients.accepted) / jobs, clients.refused.total())
-                shown.update(f"{len(clients.accepted):,} of {jobs:,} accepted, {tally.kills.total()} kills …")
-                time.sleep(LOOK_S)
-        tally.refused = clients.refused
-        folder = launcher.queue_folder
-        with server_of(stage.queue, folder), open_store(stage.queue, folder) as store:
-            deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
-            while left(store) and time.monotonic() < deadline_s:
-                trouble.step(1.0, tally.refused.total())
-                time.sleep(LOOK_S)
-            time.sleep(3.0)  # dead letters get their results within a second
-            settle(tally, clients.accepted, store)
+    with tempfile.TemporaryDirectory() as elsewhere:  # it can be set although the disk is full
+        clock = Path(elsewhere) / "clock"
+        clock.write_text("+0")
+        with clock_of(clock), ProcessLauncher(stage, disk / "stack") as launcher:
+            _through(launcher, stage, tally, Trouble(launcher, tally, kills, seed, disk, clock))
     tally.seconds = round(time.monotonic() - began_s, 1)
     return tally
+
+
+def _through(launcher: Launcher, stage: Stage, tally: Tally, trouble: Trouble) -> None:
+    """Puts all jobs while there is trouble, waits until they are over, and counts."""
+    assert stage.queue is not None
+    jobs = tally.jobs
+    with Clients(stage, launcher.url, jobs) as clients, err.status("Putting jobs …") as shown:
+        while not clients.done():
+            trouble.step(len(clients.accepted) / jobs, clients.refused.total())
+            shown.update(f"{len(clients.accepted):,} of {jobs:,} accepted, {sum(tally.kills.values())} kills …")
+            time.sleep(LOOK_S)
+    tally.refused = dict(clients.refused)
+    folder = launcher.queue_folder
+    with server_of(stage.queue, folder), open_store(stage.queue, folder) as store:
+        deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
+        while (left(store) or trouble.goes_on) and time.monotonic() < deadline_s:
+            trouble.step(1.0, sum(tally.refused.values()))
+            time.sleep(LOOK_S)
+        time.sleep(HOUSEKEEPING_S)
+        settle(tally, clients.accepted, store)
 
 
 def left(store: JobStore) -> int:
@@ -276,13 +296,13 @@ def settle(tally: Tally, accepted: dict[int, set[str]], store: JobStore) -> None
 
 @contextlib.contextmanager
 def clock_of(setting: Path) -> Iterator[None]:
-    """Processes that are started meanwhile take their dates from `setting`, and their monotonic clock from nobody."""
-    ours = {
-        "LD_PRELOAD": faketime(),
-        "FAKETIME_TIMESTAMP_FILE": str(setting),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+    """Processes that are started meanwhile take their dates from `setting`, and their monotonic clock from nobody.
+
+    A Python process asks through the module that it imports at its start; the library under it would spoil its sleeps.
+    """
+    (setting.parent / "sitecustomize.py").write_text(OTHER_TIME, encoding="utf-8")
+    path = os.pathsep.join([str(setting.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ours = {"PYTHONPATH": path, "RUNG_CHAOS_CLOCK": str(setting), "RUNG_CHAOS_LIBRARY": faketime()}
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:

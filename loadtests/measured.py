@@ -64,8 +64,8 @@ FLEET_LOADS, FLEET_SECONDS = "0.2,0.7,0.95", 15.0
 # The exponent of Zipf's law, and how much of the items' answers the cache holds: about so much is found there.
 HIT_RATIOS = {
     "hits-0.2": {"traffic.items.exponent": "0.6"},
-    "hits-0.5": {"traffic.items.exponent": "1.0"},
-    "hits-0.9": {"traffic.items.exponent": "1.5"},
+    "hits-0.5": {"traffic.items.exponent": "0.9"},
+    "hits-0.9": {"traffic.items.exponent": "1.4"},
 }
 CACHED_LOADS = "0.2,0.5,0.8,0.95"
 # One of four replicas becomes four times slower: who sees it, and how soon?
