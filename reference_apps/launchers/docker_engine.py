@@ -34,6 +34,7 @@ def connect(timeout_s: float = 60.0) -> Engine:
     try:
         import docker
         from docker.errors import DockerException
+        from requests.exceptions import RequestException
     except ImportError:
         raise LaunchError(
             "docker: the Python package must be installed. Containers are started through it. "
@@ -49,7 +50,7 @@ def connect(timeout_s: float = 60.0) -> Engine:
     try:
         engine = docker.from_env(timeout=timeout_s)
         system = str(engine.info().get("OperatingSystem", ""))
-    except DockerException as error:
+    except (DockerException, RequestException) as error:  # the latter where it does not answer in time
         if engine is not None:
             engine.close()
         raise LaunchError(_no_engine(str(error))) from None
@@ -104,13 +105,12 @@ def sweep(engine: Engine, runs: Path, stage: str | None = None) -> list[str]:
 
 
 def sweep_if_there(runs: Path, stage: str | None = None) -> list[str]:
-    """`sweep` where an engine answers, and nothing otherwise: processes need none."""
+    """`sweep` where an engine answers in time, and nothing otherwise: processes need none."""
     try:
-        engine = connect(5.0)
+        with contextlib.closing(connect(5.0)) as engine, in_words("docker: what a crash left was not removed"):
+            return sweep(engine, runs, stage)
     except LaunchError:
         return []
-    with contextlib.closing(engine):
-        return sweep(engine, runs, stage)
 
 
 def remove(engine: Engine, run: str) -> None:

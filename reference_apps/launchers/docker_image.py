@@ -61,7 +61,8 @@ def ours(engine: Engine, say: Callable[[str], None], root: Path = ROOT) -> str:
         _build(engine, root, PACKAGES, say, target="packages", labels={SOURCE: source})
         _build(engine, root, IMAGE, say, labels={SOURCE: source})
         built = str(engine.images.get(IMAGE).id)
-        engine.images.prune(filters={"dangling": True, "label": SOURCE})  # those of before that nothing runs from
+    with contextlib.suppress(LaunchError), in_words("docker: images of before were not removed"):
+        engine.images.prune(filters={"dangling": True, "label": SOURCE})  # those that nothing runs from
     return built
 
 
