@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check measured bench-simulator bench-device bench-gateway bench-queue chaos-queue clean
+.PHONY: help setup demo test check measured bench-simulator bench-device bench-gateway bench-queue bench-sweep bench-plan chaos-queue clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ measured: .venv/ready  ## make the results under stages/*/measured anew: about a
 
 bench-simulator: .venv/ready-dev  ## simulated requests per second, as a ratio to plain SimPy
 	@$(BIN)/python -m tests.benchmarks.bench_simulator
+
+bench-sweep: .venv/ready-dev  ## simulated requests per second of a sweep on all cores, as a ratio to plain SimPy
+	@$(BIN)/python -m tests.benchmarks.bench_sweep
+
+bench-plan: .venv/ready  ## the plan's answer against brute force over the whole grid, on five random workloads
+	@$(BIN)/python -m loadtests.bench_plan
 
 bench-device: .venv/ready-dev  ## how exactly an emulated device keeps its pace
 	@$(BIN)/python -m tests.benchmarks.bench_device

@@ -7,11 +7,14 @@ import typer
 from loadtests.cli import app as loadtests_app
 from loadtests.drill_cli import app as drill_app
 from loadtests.night_cli import app as night_app
+from loadtests.plan_cli import app as plan_app
 from loadtests.spike_cli import app as spike_app
 from reference_apps.cli import app as reference_apps_app
 from reference_apps.jobs_cli import app as jobs_app
 from reference_apps.watch_cli import app as watch_app
 from simulator.cli import app as simulator_app
+from simulator.ladder_cli import app as ladder_app
+from simulator.sweep_cli import app as sweep_app
 from stages.cli import app as stages_app
 
 app = typer.Typer(
@@ -24,6 +27,8 @@ app = typer.Typer(
 for part in (
     stages_app,
     simulator_app,
+    sweep_app,
+    ladder_app,
     reference_apps_app,
     jobs_app,
     watch_app,
@@ -31,6 +36,7 @@ for part in (
     spike_app,
     drill_app,
     night_app,
+    plan_app,
 ):
     app.add_typer(part)
 

@@ -203,6 +203,8 @@ def _measured(
     with launch(point, folder / "stack") as launcher:
         warm_up = constant(point, 0.5 * capacity_rps(point, calibration), WARM_UP_S)
         _fire(warm_up, launcher, folder / "warm-up")
+        if point.cache is not None:  # it begins empty, as in the simulator
+            launcher.empty_cache()
         with tended(launcher) as tending:
             began_s = 0.0
 

@@ -27,8 +27,9 @@ from loadtests.wording import NOTHING, digits
 from simulator.plot_frame import png
 from simulator.time_plots import over_time
 from stages import timeseries
+from stages.bill import beside_usd_per_hour, caveats, figures
 from stages.cost import described, usd_per_hour
-from stages.metrics import dollars, replica_seconds, summarise
+from stages.metrics import replica_seconds, summarise
 from stages.records import Records
 from stages.spec import Stage, fleet_label
 from stages.timeseries import Steps
@@ -115,7 +116,7 @@ def rows(spiked: Spiked) -> list[Row]:
         values = [each[figure.name] for each in measured]
         if not math.isnan(predicted[figure.name]) or not all(math.isnan(value) for value in values):
             middle = median(values)
-            error = _error(figure, middle, predicted[figure.name])
+            error = error_of(figure, middle, predicted[figure.name])
             spread = min(values), max(values)
             found.append(Row(figure.name, middle, predicted[figure.name], error, *spread, None, void))
     if stage.scaling is not None:
@@ -158,7 +159,9 @@ def write(spiked: Spiked, folder: Path) -> Path:
     about += "; void" if all(run.void for run in spiked.sound) else ""
     about += "; short run" if spiked.short else ""
     title = f"{stage.title}, over time"
-    path.write_bytes(png(over_time(runs, spiked.runs[0].predicted, stage.slo.latency_s, _price(stage), title, about)))
+    beside = beside_usd_per_hour(stage)
+    predicted, price = spiked.runs[0].predicted, _price(stage)
+    path.write_bytes(png(over_time(runs, predicted, stage.slo.latency_s, price, title, about, beside)))
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
     (folder / "spike.json").write_bytes(orjson.dumps(document(spiked, folder), option=options))
     return path
@@ -181,7 +184,7 @@ def print_table(spiked: Spiked, console: Console) -> None:
             figure.label,
             figure.shown(row.measured),
             figure.shown(row.predicted),
-            _shown_error(figure, row.error),
+            shown_error(figure, row.error),
             Text(row.sign, style=colours[row.sign]),
             Text(spread[0] if spread[0] == spread[1] else " to ".join(spread), style="dim"),
         )
@@ -200,6 +203,7 @@ def _notes(spiked: Spiked) -> list[str]:
         )
     if stage.cost is not None:
         notes.append(f"A replica costs {described(stage.cost)}, from its start to its stop, the cold start included.")
+        notes += caveats(stage)
     else:
         notes.append("No dollars: the stage has no [cost]. Add --set cost.machine=…, out of `rung prices`.")
     if spiked.short:
@@ -209,7 +213,7 @@ def _notes(spiked: Spiked) -> list[str]:
 
 
 def _figures(stage: Stage, records: Records) -> dict[str, float]:
-    found, price = summarise(records, stage.slo.latency_s), _price(stage)
+    found = summarise(records, stage.slo.latency_s)
     return {
         "requests": float(records.requests.height),
         "replicas_most": float(timeseries.ready(records).values.max()),
@@ -218,7 +222,7 @@ def _figures(stage: Stage, records: Records) -> dict[str, float]:
         "failed_share": found["timed_out_share"] + found["failed_share"],
         "latency_s_p50": found["latency_s_p50"],
         "latency_s_p95": found["latency_s_p95"],
-        "dollars": math.nan if price is None else dollars(records, price),
+        "dollars": figures(stage, records)["cost_usd"],
     }
 
 
@@ -246,7 +250,8 @@ def _same_shares(spiked: Spiked) -> list[float]:
     return shares
 
 
-def _error(figure: Figure, measured: float, predicted: float) -> float:
+def error_of(figure: Figure, measured: float, predicted: float) -> float:
+    """Predicted against measured: a difference of shares, a share of all else; NaN where nothing was measured."""
     if figure.kind == "share":
         return predicted - measured
     if measured == 0.0:
@@ -254,7 +259,8 @@ def _error(figure: Figure, measured: float, predicted: float) -> float:
     return predicted / measured - 1.0
 
 
-def _shown_error(figure: Figure, error: float) -> str:
+def shown_error(figure: Figure, error: float) -> str:
+    """An error with its sign and unit."""
     if not math.isfinite(error):
         return NOTHING
     if figure.kind == "lag":

@@ -72,8 +72,8 @@ def simulate(
     from stages.spec import fleet_label
 
     with teaching():
-        resolved = _stage(stage, overrides(set_), rate, duration)
-    measured = _calibration(calibration)
+        resolved = stage_of(stage, overrides(set_), rate, duration)
+    measured = calibration_of(calibration)
     if (backlog, deadline, workers, spot, interruptions) != (None, None, None, False, None):
         from simulator import night_cli
 
@@ -110,7 +110,7 @@ def simulate(
     print_json(result) if json_ else _print(resolved, result)
 
 
-def _stage(name: str, given: dict[str, Any], rate_rps: float | None, duration_s: float | None) -> Stage:
+def stage_of(name: str, given: dict[str, Any], rate_rps: float | None, duration_s: float | None) -> Stage:
     from stages.spec import load_stage
     from stages.traffic import at_rate
 
@@ -125,7 +125,7 @@ def _stage(name: str, given: dict[str, Any], rate_rps: float | None, duration_s:
         fail(f"--rate {rate_rps:g}: {error}", Exit.MISUSED)
 
 
-def _calibration(path: Path | None) -> Calibration | None:
+def calibration_of(path: Path | None) -> Calibration | None:
     from pydantic import ValidationError
 
     from stages import calibration

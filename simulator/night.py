@@ -201,7 +201,7 @@ def _row(stage: Stage, night: Night, workers: int, calibration: Calibration | No
     elif spot:
         raise ValueError(
             "cost: is required for --spot, got none. Nothing says what a machine costs. "
-            "Use --set cost.machine=aws-g4dn.xlarge, or leave --spot out."
+            "Use --set cost.machine=aws/g4dn.xlarge, or leave --spot out."
         )
     worked = list(_worked(stage, night.backlog, workers, calibration, seed, rate))
     in_time = None if night.deadline_s is None else float(np.mean([each.done_s <= night.deadline_s for each in worked]))

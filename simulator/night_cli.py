@@ -111,7 +111,7 @@ def _notes(stage: Stage, night: Night, rows: list[Row], calibrated: bool) -> lis
     if any(row.dead for row in rows):
         notes.append("Some jobs ended as dead letters: their workers were taken away queue.attempts_max times.")
     if stage.cost is None:
-        notes.append("Without [cost] there are no dollars. Use --set cost.machine=aws-g4dn.xlarge.")
+        notes.append("Without [cost] there are no dollars. Use --set cost.machine=aws/g4dn.xlarge.")
     return notes
 
 

@@ -103,7 +103,7 @@ def to_records(
     device_label: str,
 ) -> Records:
     """The record of a run on one replica; the arrays have one entry a request, times in seconds."""
-    batch, place = _places(log.sizes)
+    batch, place = places(log.sizes)
     replied_s = np.empty(scheduled_s.size)
     replied_s[log.served] = host.answers_s(log.finished_s[batch], batch, place)
     replied_s[log.shed] = host.refusals_s(arrived_s[log.shed], log.shed)
@@ -183,7 +183,7 @@ def _on_devices(lives: Sequence[Life], replicas: Ints) -> dict[str, pl.Series]:
     served = np.zeros(count, dtype=bool)
     for life, first in _with_first_batch(lives):
         log = life.log
-        batch, _ = _places(log.sizes)
+        batch, _ = places(log.sizes)
         own = replicas[log.served] == life.number
         mine, batch = log.served[own], batch[own]
         started_s[mine], finished_s[mine] = log.started_s[batch], log.finished_s[batch]
@@ -206,7 +206,7 @@ def _with_first_batch(lives: Sequence[Life]) -> Iterator[tuple[Life, int]]:
         yield life, first
 
 
-def _places(sizes: Ints) -> tuple[Ints, Ints]:
+def places(sizes: Ints) -> tuple[Ints, Ints]:
     """For each served request in order: the number of its batch, and its place in it."""
     batch = np.repeat(np.arange(sizes.size), sizes)
     firsts = np.cumsum(sizes) - sizes

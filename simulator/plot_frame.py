@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
@@ -27,7 +28,10 @@ Floats = NDArray[np.float64]
 Draw = ParamSpec("Draw")
 
 BLUE, SKY, VERMILLION, BLACK, GREY = "#0072B2", "#56B4E9", "#D55E00", "#000000", "#595959"
+ORANGE, GREEN, PURPLE = "#E69F00", "#009E73", "#CC79A7"
 WIDTH_IN = 8.5
+CAPTION_CHARACTERS = 118  # of a caption, on a line
+CAPTION_LINE_IN = 0.19
 SUBTITLE_CHARACTERS = 96  # that fit on a line at full size; a longer subtitle is set smaller
 HEAD_IN = 1.0  # title, subtitle and key, above the axes
 STYLE: dict[Any, Any] = {
@@ -65,6 +69,14 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG with its letters as paths; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with rc_context(STYLE | {"svg.hashsalt": "rung", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
 def framed(height_in: float, title: str, subtitle: str) -> Figure:
     """An empty figure with its title and subtitle; axes lay themselves out below these and the key."""
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained", facecolor="white")
@@ -74,6 +86,23 @@ def framed(height_in: float, title: str, subtitle: str) -> Figure:
     engine: Any = figure.get_layout_engine()
     engine.set(rect=(0, 0, 0.99, 1 - HEAD_IN / height_in), w_pad=0.06, h_pad=0.06)
     return figure
+
+
+def captioned(figure: Figure, sentences: Sequence[str]) -> None:
+    """What a picture rests on, written below its axes, which make room for it: call it after all axes are there."""
+    lines = [line for sentence in sentences for line in textwrap.wrap(sentence, CAPTION_CHARACTERS)]
+    height_in = figure.get_figheight()
+    foot_in = CAPTION_LINE_IN * len(lines) + 0.12
+    figure.set_figheight(height_in + foot_in)
+    for text in figure.texts:  # placed from the top, in shares of the height
+        x, y = text.get_position()
+        text.set_position((x, 1 - (1 - y) * height_in / (height_in + foot_in)))
+    for legend in figure.legends:
+        legend.set_bbox_to_anchor((0.009, 1 - 0.68 / (height_in + foot_in)))
+    engine: Any = figure.get_layout_engine()
+    share = foot_in / (height_in + foot_in)
+    engine.set(rect=(0, share, 0.99, 1 - share - HEAD_IN / (height_in + foot_in)))
+    figure.text(0.014, 0.06 / (height_in + foot_in), "\n".join(lines), fontsize=8.5, color=GREY, va="bottom")
 
 
 def small_multiples(titles: Sequence[str], title: str, subtitle: str) -> tuple[Figure, list[Axes]]:

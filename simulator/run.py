@@ -83,10 +83,11 @@ def simulate(
 
 def open_devices(stage: Stage, calibration: Calibration | None, seed: int) -> list[Device]:
     """The device of each replica of the fleet. Raises ValueError when nothing says how long a batch takes."""
-    return [_device_of(stage, calibration, seed, number) for number in range(stage.fleet.replicas)]
+    return [device_of(stage, calibration, seed, number) for number in range(stage.fleet.replicas)]
 
 
-def _device_of(stage: Stage, calibration: Calibration | None, seed: int, number: int) -> Device:
+def device_of(stage: Stage, calibration: Calibration | None, seed: int, number: int) -> Device:
+    """The device of replica `number`, whether it is there from the start or not."""
     return open_device(of_replica(stage, number), calibration, seed=seed, number=number)
 
 
@@ -139,7 +140,7 @@ def _through_door(
         def over() -> bool:
             return bool(env.now >= window_s and not door.in_flight)
 
-        another = partial(_device_of, stage, calibration, seed)
+        another = partial(device_of, stage, calibration, seed)
         if isinstance(door, Jobs):
             fleet = QueueFleet(env, door, another, len(devices), over)
         else:

@@ -49,11 +49,13 @@ def over_time(
     price: Price | None = None,
     title: str = "Over time",
     subtitle: str = "",
+    beside_usd_per_hour: float = 0.0,
 ) -> Figure:
     """Every panel over the same seconds since the schedule began; each measured run is a line of its own.
 
-    Without a `price` of a replica the last panel has the seconds for which replicas were paid. Latency is in ms, and on
-    a logarithmic axis where the largest is over LOG_FROM_RATIO times the smallest.
+    `beside_usd_per_hour` is of what is paid beside the replicas. Without a `price` the last panel has the seconds for
+    which replicas were paid. Latency is in ms, and on a logarithmic axis where the largest is over LOG_FROM_RATIO times
+    the smallest.
     """
     worlds = [*(("measured", run) for run in measured), ("predicted", predicted)]
     figure = framed(HEAD_IN + 0.5 + 6 * PANEL_IN, title, subtitle)
@@ -71,7 +73,7 @@ def over_time(
         latency.plot(at_s, p95_ms, label=world, **look)
         edges_s, rates = timeseries.shed_rps(run, BINS)
         shed.stairs(rates, edges_s, baseline=None, label=world, **look)
-        paid.plot(at_s, timeseries.dollars(run, at_s, price or _seconds), label=world, **look)
+        paid.plot(at_s, timeseries.dollars(run, at_s, price or _seconds, beside_usd_per_hour), label=world, **look)
     _latency_axis(latency, slo_latency_s)
     last_s = _last_s(predicted)
     money = "dollars so far\n(US dollars)" if price else "paid so far\n(replica-seconds)"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stages.prices_cli import prices
 from stages.terminal import (
     Exit,
     JsonOption,
@@ -93,27 +94,7 @@ def devices(
         _print_profile(known[profile])
 
 
-@app.command()
-def prices(json_: JsonOption = False) -> None:
-    """List the machines that cost.machine can name: what an hour of one costs, as of when, and who says so."""
-    from dataclasses import asdict
-
-    from stages.catalogue.prices import prices as rows
-
-    if json_:
-        print_json([asdict(row) for row in rows().values()])
-        return
-    table = _table("machine", "GPU", "contract", "US dollars/h", "region")
-    table.columns[0].no_wrap = True
-    table.columns[3].justify = "right"
-    told: dict[str, list[str]] = {}
-    for row in rows().values():
-        table.add_row(row.machine, row.gpu, row.pricing, f"{row.usd_per_hour:g}", row.region)
-        told.setdefault(f"{row.source}, {row.as_of}", []).append(row.machine)
-    out.print(table, soft_wrap=False)
-    for source, machines in told.items():
-        out.print(f"Source of {', '.join(machines)}: {source}", markup=False, highlight=False)
-    out.print("Prices change: a row is a fact of its date. Any other goes into cost.usd_per_hour.", highlight=False)
+app.command()(prices)
 
 
 def _table(*headers: str) -> Table:
@@ -165,9 +146,12 @@ def _summary(stage: Stage, overview: dict[str, Any]) -> list[str]:
     if (scaling := stage.scaling) is not None:
         lines.append(f"Scaling: {scaling.policy}, {scaling.min_replicas} to {scaling.max_replicas} replicas")
     if stage.cost is not None:
-        from stages.cost import described
+        from stages.cost import described, hosts_described
 
         lines.append(f"Cost of a replica: {described(stage.cost)}")
+        if stage.gateway is not None or stage.queue is not None:
+            beside = "gateway" if stage.gateway is not None else "jobs API"
+            lines.append(f"Cost of the machine of its {beside}: {hosts_described(stage.cost)}")
     if overview["rate_rps"] is None:
         lines.append(f"Traffic: {traffic.users} users, who think for {traffic.think_time_s:g} s between requests")
         return lines

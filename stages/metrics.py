@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import polars as pl
 
-from stages import timeseries
 from stages.records import Records
 
 PERCENTILES = (50, 90, 95, 99)
@@ -81,11 +79,6 @@ def replica_seconds(records: Records) -> float:
     lives, window_s = records.replicas, records.window_s
     paid_s = lives.select((pl.col("stopped_s").clip(0, window_s) - pl.col("started_s").clip(0, window_s)).sum())
     return float(paid_s.item() or 0.0)
-
-
-def dollars(records: Records, usd_per_hour: Callable[[int], float]) -> float:
-    """US dollars of the window for the replicas that were paid; `usd_per_hour` tells the price of a replica."""
-    return float(timeseries.dollars(records, np.array([records.window_s]), usd_per_hour)[0])
 
 
 def _device_metrics(records: Records) -> dict[str, float]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from stages.catalogue.prices import prices
-from stages.cost import Cost
+from stages.cost import Cost, machine_of
+from stages.prices import find, prices
 
 WORKERS_MAX = 1000
 BACKLOG_MAX = 10_000_000
@@ -69,12 +69,12 @@ def workers_of(text: str) -> tuple[int, ...]:
 
 def spot_usd_per_hour(cost: Cost, worker: int) -> float:
     """US dollars an hour of worker `worker` on a spot machine. Raises ValueError where no spot price is known."""
-    machine = cost.machines[worker % len(cost.machines)] if cost.machines else cost.machine
-    name = f"{str(machine).removesuffix('-spot')}-spot"
-    if machine is None or name not in prices():
-        spots = ", ".join(row.removesuffix("-spot") for row in prices() if row.endswith("-spot"))
+    machine = machine_of(cost, worker)
+    price = None if machine is None else find(machine.removesuffix("-spot"), "spot", cost.region)
+    if price is None:
+        spots = ", ".join(dict.fromkeys(row.machine for row in prices() if row.pricing == "spot"))
         raise ValueError(
             f"cost.machine: must be a machine with a spot price for --spot, got {machine or 'none'}. "
             f"Nothing says what it costs. Use one of {spots}, or leave --spot out."
         )
-    return prices()[name].usd_per_hour
+    return price.usd_per_gpu_hour

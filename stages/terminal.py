@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -40,6 +42,24 @@ SetOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")]
+
+
+def _use_prices(path: Path | None) -> Path | None:
+    """Has this process, and those that it starts, read that file before the project's own price list."""
+    if path is not None:
+        os.environ["RUNG_PRICES"] = str(path.resolve())
+    return path
+
+
+PricesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prices",
+        metavar="FILE",
+        callback=_use_prices,
+        help="A CSV file of your own prices, which go before the project's; so does RUNG_PRICES.",
+    ),
+]
 
 
 def fail(message: str, code: Exit = Exit.FAILED) -> NoReturn:
@@ -92,12 +112,12 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def progress() -> Progress:
-    """A progress display on stderr that vanishes when it is done; silent where stderr is no terminal."""
+def progress(unit: str = "s") -> Progress:
+    """A progress display on stderr, counted in `unit`, that vanishes when done; silent where stderr is no terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} s"),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
         TimeElapsedColumn(),
         console=err,
         transient=True,

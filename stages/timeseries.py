@@ -93,10 +93,15 @@ def latency_s(records: Records, at_s: Floats, last_s: float, percent: float = 95
     return np.array(found, dtype=np.float64)
 
 
-def dollars(records: Records, at_s: Floats, usd_per_hour: Callable[[int], float]) -> Floats:
-    """US dollars from 0 to each of `at_s` for the replicas that were paid; `usd_per_hour` tells the price of one."""
+def dollars(
+    records: Records, at_s: Floats, usd_per_hour: Callable[[int], float], beside_usd_per_hour: float = 0.0
+) -> Floats:
+    """US dollars from 0 to each of `at_s` for the replicas that were paid; `usd_per_hour` tells the price of one.
+
+    `beside_usd_per_hour` is of what stands beside them all the time.
+    """
     at_s = np.asarray(at_s, dtype=np.float64)
-    total = np.zeros(at_s.size)
+    total = beside_usd_per_hour / 3600.0 * at_s
     for number, started_s, stopped_s in records.replicas.select("replica", "started_s", "stopped_s").iter_rows():
         since_s = max(0.0, started_s)
         total += usd_per_hour(number) / 3600.0 * np.maximum(0.0, np.minimum(at_s, stopped_s) - since_s)

@@ -1,50 +1,30 @@
-"""What replicas cost: the price list has a source for every row, and a stage's price goes by its replicas."""
+"""What replicas and the components beside them cost: a stage's price goes by its machines and their contract."""
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stages import catalogue
-from stages.catalogue import profiles
-from stages.catalogue.prices import gpu_family, prices
-from stages.cost import Cost, described, usd_per_hour
+from stages.cost import Cost, described, host_usd_per_hour, hosts_described, usd_per_hour
+from stages.problems import StageError
 from stages.spec import load_stage, stage_toml
 
 T4, A100 = "t4-resnet50-fp16-pytorch", "a100-resnet50-fp16-tensorflow"
 
 
-def test_every_row_has_its_source_and_date_and_no_machine_stands_twice() -> None:
-    with (Path(catalogue.__file__).parent / "prices.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["machine"] for row in rows] == list(prices())
-    for row in rows:
-        assert all(row.values()), row
-        assert row["pricing"] in ("on-demand", "spot")
-        assert row["machine"].endswith("-spot") == (row["pricing"] == "spot")
-        assert 0.05 < float(row["usd_per_hour"]) < 10.0
-
-
-def test_every_device_of_the_catalogue_can_be_rented() -> None:
-    rented = {price.gpu_family for price in prices().values()}
-    assert {gpu_family(profile.device) for profile in profiles().values()} <= rented
-
-
-def test_spot_is_cheaper_than_the_same_machine_on_demand() -> None:
-    for name, price in prices().items():
-        if name.endswith("-spot"):
-            assert price.usd_per_hour < prices()[name.removesuffix("-spot")].usd_per_hour
-
-
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
+        ({"machine": "aws/g4dn.xlarge"}, [0.526, 0.526, 0.526]),
         ({"machine": "aws-g4dn.xlarge"}, [0.526, 0.526, 0.526]),
+        ({"machine": "aws-g4dn.xlarge-spot"}, [0.1891, 0.1891, 0.1891]),
+        ({"machine": "aws/g4dn.xlarge", "pricing": "spot"}, [0.1891, 0.1891, 0.1891]),
+        ({"machine": "aws/g4dn.xlarge", "pricing": "spot", "region": "us-west-2"}, [0.1837, 0.1837, 0.1837]),
+        ({"machine": "aws/g4dn.xlarge", "region": "eu-west-3"}, [0.615, 0.615, 0.615]),
         ({"usd_per_hour": 2.0}, [2.0, 2.0, 2.0]),
-        ({"machines": ["aws-g4dn.xlarge", "gcp-a2-highgpu-1g"]}, [0.526, 3.67, 0.526]),
+        ({"machines": ["aws/g4dn.xlarge", "gcp/a2-highgpu-1g"]}, [0.526, 3.67, 0.526]),
     ],
 )
 def test_the_price_of_each_replica(table: dict[str, Any], expected: list[float]) -> None:
@@ -53,10 +33,27 @@ def test_the_price_of_each_replica(table: dict[str, Any], expected: list[float])
     assert all(f"{price:g}" in described(cost) for price in expected)
 
 
+def test_a_replica_has_its_share_of_a_machine_with_several_gpus() -> None:
+    cost = Cost(machine="lambda/gpu_8x_a100")
+    assert usd_per_hour(cost, 0) == pytest.approx(1.29)
+    assert "10.32 US dollars an hour" in described(cost) and "8 GPUs" in described(cost)
+
+
+def test_what_stands_beside_the_replicas_has_a_price_of_its_own_and_is_rented_on_demand() -> None:
+    spot = Cost(machine="aws/g4dn.xlarge", pricing="spot", host_machine="aws/c5.xlarge")
+    assert host_usd_per_hour(spot) == 0.17
+    assert "0.17 US dollars an hour (aws/c5.xlarge, on-demand" in hosts_described(spot)
+    assert host_usd_per_hour(Cost(machine="aws/g4dn.xlarge", host_usd_per_hour=0.5)) == 0.5
+    assert host_usd_per_hour(Cost(machine="aws/g4dn.xlarge")) is None
+    assert hosts_described(Cost(machine="aws/g4dn.xlarge")) == "not said"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"cost.machine": "aws-g4dn.xlarge-spot"},
+        {"cost.pricing": "spot", "cost.region": "us-west-2"},
+        {"cost.host_machine": None, "cost.host_usd_per_hour": 0.2},
         {"cost.machine": None, "cost.usd_per_hour": 1.5},
         {"cost": None},
         {"cost.machine": None, "fleet.profiles": [T4, A100], "cost.machines": ["aws-g4dn.xlarge", "gcp-a2-highgpu-1g"]},
@@ -66,3 +63,13 @@ def test_a_stage_keeps_its_price_on_the_way_to_toml_and_back(changes: dict[str, 
     stage = load_stage("autoscaled", changes)
     (tmp_path / "stage.toml").write_text(stage_toml(stage), encoding="utf-8")
     assert load_stage(tmp_path) == stage
+
+
+def test_a_stage_may_name_a_machine_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("provider,product,gpu,usd_per_hour,pricing\nmine,rack,T4 16GB,0.1,on-demand\n", encoding="utf-8")
+    with pytest.raises(StageError, match=r"cost\.machine: must be a machine of the price list"):
+        load_stage("autoscaled", {"cost.machine": "mine/rack"})
+    monkeypatch.setenv("RUNG_PRICES", str(file))
+    stage = load_stage("autoscaled", {"cost.machine": "mine/rack"})
+    assert stage.cost is not None and usd_per_hour(stage.cost, 0) == 0.1

@@ -12,13 +12,19 @@ from typer.testing import CliRunner, Result
 
 from simulator.cli import app
 from simulator.night import LIMIT_S, cheapest, nights, work_off
-from stages.catalogue.prices import prices
 from stages.cost import Cost
 from stages.night import Night, seconds_of, spot_usd_per_hour, workers_of
+from stages.prices import find
 from stages.spec import Stage, load_stage
 from tests.made import a_calibration, a_stage
 
 FOURS = a_calibration({1: (1.0,), 4: (2.0,)})
+
+
+def price_of(machine: str, pricing: str = "on-demand") -> float:
+    row = find(machine, pricing)
+    assert row is not None
+    return row.usd_per_hour
 
 
 def a_night_stage(**queue: Any) -> Stage:
@@ -82,7 +88,7 @@ def test_nights_are_compared_by_time_and_price() -> None:
         assert row.usd is not None
         assert cheap.usd is not None
         hours = row.workers * row.done_s.mean / 3600.0
-        assert row.usd.mean == pytest.approx(hours * prices()["aws-g4dn.xlarge"].usd_per_hour)
+        assert row.usd.mean == pytest.approx(hours * price_of("aws/g4dn.xlarge"))
         assert cheap.usd.lowest < row.usd.mean
         assert row.in_time_share == float(row.done_s.mean <= 60.0)
     best = cheapest(rows)
@@ -110,8 +116,8 @@ def test_a_backlog_that_the_queue_does_not_hold_is_refused_in_words() -> None:
 
 
 def test_spot_prices_are_of_the_same_machine() -> None:
-    row = prices()["aws-g4dn.xlarge-spot"].usd_per_hour
-    assert spot_usd_per_hour(Cost(machine="aws-g4dn.xlarge"), 0) == row
+    row = price_of("aws/g4dn.xlarge", "spot")
+    assert spot_usd_per_hour(Cost(machine="aws/g4dn.xlarge"), 0) == row
     assert spot_usd_per_hour(Cost(machine="aws-g4dn.xlarge-spot"), 3) == row
     assert spot_usd_per_hour(Cost(machines=("azure-nc6s-v3", "aws-g4dn.xlarge")), 1) == row
     for cost in (Cost(machine="azure-nc6s-v3"), Cost(usd_per_hour=1.0)):

@@ -190,7 +190,7 @@ def test_rows_are_medians_with_the_spread_of_the_repeats() -> None:
     assert found["requests"].measured == 10
     assert found["latency_s_p95"].predicted == pytest.approx(0.512)
     assert found["replica_seconds"].measured == pytest.approx(10.0)
-    assert found["dollars"].measured == pytest.approx(0.526 * 10 / 3600)
+    assert found["dollars"].measured == pytest.approx((0.526 + 0.17) * 10 / 3600)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_json_and_folder_have_everything(spiked: tuple[Path, dict[str, Any], Pat
     assert Path(document["picture"]).read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in folder.iterdir()} >= {"stage.toml", "calibration.json", "about.json", "spike.json"}
     assert document["base_rps"] == 26.0
-    assert "aws-g4dn.xlarge" in document["price"]
+    assert "aws/g4dn.xlarge" in document["price"]
 
 
 def test_both_worlds_had_the_same_arrivals_and_scaled(spiked: tuple[Path, dict[str, Any], Path]) -> None:

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 import stages.cli
 from stages import spec
 from stages.catalogue import profiles
-from stages.catalogue.prices import prices
 from stages.cli import app
+from stages.prices import prices
 from stages.terminal import Exit
 
 
@@ -158,14 +158,38 @@ def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
 
 def test_prices_are_listed_with_their_sources() -> None:
     text = " ".join(run("prices").stdout.split())
-    assert "aws-g4dn.xlarge T4 16GB on-demand 0.526 us-east-1" in text
-    for price in prices().values():
+    assert "aws/g4dn.xlarge T4 16GB on-demand 0.526 0.526 us-east-1" in text
+    for price in prices():
         assert price.machine in text
-        assert price.source in text
-    assert as_json("prices") == [asdict(price) for price in prices().values()]
+        assert f"{price.source}; {price.as_of}" in text
+    listed = as_json("prices")
+    assert [row["machine"] for row in listed] == [price.machine for price in prices()]
+    assert [{key: row[key] for key in asdict(prices()[0])} for row in listed] == [asdict(price) for price in prices()]
+
+
+def test_prices_of_a_gpu_and_of_spot_machines() -> None:
+    rows = as_json("prices", "--gpu", "t4", "--spot")
+    assert rows and {(row["gpu_family"], row["pricing"]) for row in rows} == {("T4", "spot")}
+    assert {row["gpu_count"] for row in as_json("prices", "--gpu", "none")} == {0}
+    assert "Did you mean 'T4'?" in run("prices", "--gpu", "T44", code=Exit.MISUSED).stderr
+    assert "--spot: must leave a price to list" in run("prices", "--gpu", "A6000", "--spot", code=Exit.MISUSED).stderr
+
+
+def test_a_users_own_prices_go_before_the_projects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNG_PRICES", "")  # so that what the option sets is undone after the test
+    file = tmp_path / "mine.csv"
+    file.write_text("provider,product,gpu,usd_per_hour,pricing\nmine,rack 1,T4 16GB,0.1,on-demand\n", encoding="utf-8")
+    rows = as_json("prices", "--prices", str(file))
+    assert rows[0]["machine"] == "mine/rack-1"
+    assert len(rows) == len(prices()) > 30
+    file.write_text("provider,product,gpu,usd_per_hour,pricing\nmine,rack 1,T4,free,lease\n", encoding="utf-8")
+    told = run("prices", "--prices", str(file), code=Exit.MISUSED).stderr
+    assert "2 problems" in told and "line 2, usd_per_hour" in told and "line 2, pricing" in told
 
 
 def test_show_says_what_a_replica_costs() -> None:
-    line = "# Cost of a replica: 0.526 US dollars an hour (aws-g4dn.xlarge, on-demand, us-east-1)"
+    line = "# Cost of a replica: 0.526 US dollars an hour (aws/g4dn.xlarge, on-demand, us-east-1)"
     assert line in run("show", "autoscaled").stdout.splitlines()
+    beside = "# Cost of the machine of its gateway: 0.17 US dollars an hour (aws/c5.xlarge, on-demand, us-east-1)"
+    assert beside in run("show", "autoscaled").stdout.splitlines()
     assert "Cost" not in run("show", "autoscaled", "--set", "cost=").stdout

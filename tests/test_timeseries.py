@@ -60,9 +60,10 @@ def test_replica_seconds_and_dollars_count_cold_starts_and_nothing_outside_the_w
     assert metrics.replica_seconds(GROWN) == 100 + 50 + 90 + 10 + 10
     price = [0.36, 3.6, 36.0, 0.0, 0.0].__getitem__
     by_hand = (0.36 * 100 + 3.6 * 50 + 36.0 * 90) / 3600
-    assert metrics.dollars(GROWN, price) == pytest.approx(by_hand)
     so_far = timeseries.dollars(GROWN, np.array([0.0, 10.0, 20.0, 100.0]), price)
     assert so_far == pytest.approx([0.0, 0.001, 0.002 + 39.6 * 10 / 3600, by_hand])
+    beside = timeseries.dollars(GROWN, np.array([0.0, 50.0]), lambda _: 0.0, beside_usd_per_hour=7.2)
+    assert beside == pytest.approx([0.0, 0.1])
 
 
 def test_the_queue_is_those_who_have_come_and_not_begun() -> None:

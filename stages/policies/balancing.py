@@ -14,7 +14,11 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_right, insort
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stages.fleet import Policy
 from stages.policies.learned import Learner
@@ -23,6 +27,9 @@ from stages.streams import stream
 POINTS_PER_REPLICA = 100  # on the ring of `sticky`: shares of the keys then differ by about a tenth
 LATENCY_MEMORY_S = 10.0  # of `latency-weighted`: the time constant of its averages
 _DRAWS = 1024
+_KEYS_KNOWN = 20_000
+# Policies that look at how the tries before ended.
+LEARNING: tuple[Policy, ...] = ("latency-weighted", "learned")
 
 
 def round_robin(replicas: Collection[int], last: int) -> int:
@@ -40,8 +47,11 @@ def least_outstanding(outstanding: Mapping[int, int], last: int) -> int:
 
     Turns spread a quiet service's requests more evenly than dice would; haproxy and nginx take turns here too.
     """
-    fewest = min(outstanding.values())
-    return round_robin([replica for replica, count in outstanding.items() if count == fewest], last)
+    best: tuple[float, bool, int] = (math.inf, True, -1)
+    for replica, count in outstanding.items():
+        if count <= best[0] and (mine := (count, replica <= last, replica)) < best:
+            best = mine
+    return best[2]
 
 
 def power_of_two(outstanding: Mapping[int, int], draw: float, second_draw: float) -> int:
@@ -49,11 +59,11 @@ def power_of_two(outstanding: Mapping[int, int], draw: float, second_draw: float
 
     Mitzenmacher, "The power of two choices in randomized load balancing", 2001.
     """
-    first = random_choice(outstanding, draw)
-    others = [replica for replica in outstanding if replica != first]
+    others = sorted(outstanding)
+    first = others.pop(int(draw * len(others)))
     if not others:
         return first
-    second = random_choice(others, second_draw)
+    second = others[int(second_draw * len(others))]
     return second if outstanding[second] < outstanding[first] else first
 
 
@@ -64,7 +74,10 @@ def sticky(key: int | str, outstanding: Mapping[int, int], ring: Ring, load_boun
     less than `load_bound` times its fair share of the requests, this one included, rounded up.
     """
     most = math.ceil(load_bound * (sum(outstanding.values()) + 1) / len(outstanding))
-    return next(replica for replica in ring.after(key) if outstanding.get(replica, most) < most)
+    for replica in ring.after(key):
+        if outstanding.get(replica, most) < most:
+            return replica
+    raise ValueError("no replica on the ring may be chosen")
 
 
 def latency_weighted(outstanding: Mapping[int, int], latencies_s: Mapping[int, float], last: int) -> int:
@@ -85,9 +98,13 @@ class Ring:
     def __init__(self) -> None:
         self._points: list[tuple[int, int]] = []  # (place, replica), ordered
         self._replicas: set[int] = set()
+        self._known: dict[int | str, tuple[int, ...]] = {}  # of keys that were asked for, as long as nothing changes
 
     def hold(self, replicas: Collection[int]) -> None:
         """Puts those on the ring that are not there yet."""
+        if self._replicas.issuperset(replicas):
+            return
+        self._known.clear()
         for replica in replicas:
             if replica not in self._replicas:
                 self._replicas.add(replica)
@@ -97,13 +114,63 @@ class Ring:
     def remove(self, replica: int) -> None:
         """Takes a replica off the ring: only its own keys move, each to the next replica."""
         self._replicas.discard(replica)
+        self._known.clear()
         self._points = [point for point in self._points if point[1] != replica]
 
-    def after(self, key: int | str) -> Iterator[int]:
-        """The replicas in the order of their points after the key, once around; one may come several times."""
-        start = bisect_right(self._points, (_place(f"key {key}"), -1))
-        for step in range(len(self._points)):
-            yield self._points[(start + step) % len(self._points)][1]
+    def after(self, key: int | str) -> tuple[int, ...]:
+        """The replicas in the order of their first points after the key, once around."""
+        found = self._known.get(key)
+        if found is None:
+            start = bisect_right(self._points, (_place(f"key {key}"), -1))
+            order: dict[int, None] = {}
+            for step in range(len(self._points)):
+                order[self._points[(start + step) % len(self._points)][1]] = None
+                if len(order) == len(self._replicas):
+                    break
+            found = tuple(order)
+            if len(self._known) >= _KEYS_KNOWN:
+                self._known.clear()
+            self._known[key] = found
+        return found
+
+
+def known_choices(
+    policy: Policy, keys: Sequence[int] | NDArray[np.int64], replicas: int, seed: int, sticky_load_bound: float = 1.25
+) -> NDArray[np.int64] | None:
+    """Who gets each of a schedule's requests, where that follows from their numbers and keys alone; otherwise None.
+
+    What a `Balancer` chooses among replicas 0 to `replicas` - 1 as long as all of them may be chosen: by turns, by dice
+    that follow the number, or by a ring whose bound on load is so wide that it binds nobody.
+    """
+    count = len(keys)
+    if replicas == 1:
+        return np.zeros(count, dtype=np.int64)
+    if policy == "round-robin":
+        return np.arange(count, dtype=np.int64) % replicas
+    if policy == "random":
+        return (first_dice(seed, count)[:, 0] * replicas).astype(np.int64)
+    if policy == "sticky" and sticky_load_bound >= replicas:
+        ring = Ring()
+        ring.hold(range(replicas))
+        unique, which = np.unique(np.asarray(keys, dtype=np.int64), return_inverse=True)
+        owners = np.array([ring.after(key)[0] for key in unique.tolist()], dtype=np.int64)
+        return np.asarray(owners[which], dtype=np.int64) if count else np.zeros(0, dtype=np.int64)
+    return None
+
+
+def first_dice(seed: int, count: int) -> NDArray[np.float64]:
+    """The two draws of each of the requests 0 to `count` - 1, a row each: what a `Balancer` throws for them."""
+    return _kept_dice(seed, 1 << max(0, count - 1).bit_length())[:count]
+
+
+@lru_cache(maxsize=16)
+def _kept_dice(seed: int, count: int) -> NDArray[np.float64]:
+    """They are kept: a sweep asks for the same ones at every point."""
+    texts = (f"request {ticket_of(seed, number)}".encode() for number in range(count))
+    digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    draws = np.frombuffer(b"".join(digests), dtype=">u4").astype(np.float64).reshape(-1, 2) / 2**32
+    draws.flags.writeable = False
+    return draws
 
 
 def _place(text: str) -> int:
@@ -119,32 +186,38 @@ def ticket_of(seed: int, number: int) -> str:
 class Balancer:
     """One gateway's policy with its state. `seed` gives its draws; times are seconds of any one clock.
 
-    A request is `choose`n for, then `sent`, then `done`, once for every try. Raises ValueError for a policy that is
-    not one of stages.fleet.Policy.
+    A request is `choose`n for, then `sent`, then `done`, once for every try. `dice` are the draws of the first
+    requests, where somebody has thrown them already. Raises ValueError for a policy that is not one of
+    stages.fleet.Policy.
     """
 
-    def __init__(self, policy: Policy, seed: int, sticky_load_bound: float = 1.25) -> None:
+    def __init__(
+        self, policy: Policy, seed: int, sticky_load_bound: float = 1.25, dice: Sequence[tuple[float, float]] = ()
+    ) -> None:
         self.policy = policy
         self._random = stream(seed, "balancing")
         self._draws: list[float] = []
+        self._dice_thrown = dice
         self._last = -1
         self._load_bound = sticky_load_bound
         self._ring = Ring()
         self._latencies = Latencies()
         self._learner = Learner(self._random)
 
-    def choose(self, key: int | str, outstanding: Mapping[int, int], now_s: float, ticket: str | None = None) -> int:
+    def choose(
+        self, key: int | str, outstanding: Mapping[int, int], now_s: float, ticket: str | int | None = None
+    ) -> int:
         """The replica for a request with this key, among those in `outstanding`. Raises ValueError if there is none.
 
         `outstanding` has a count for every replica that may be chosen: ready, not ejected, not tried before. `ticket`
-        is the request's, if it has one (`ticket_of`).
+        is the request's, if it has one (`ticket_of`), or which of the `dice` that were thrown already are its own.
         """
         if not outstanding:
             raise ValueError("there is no replica to choose from")
         self._last = self._chosen(key, outstanding, now_s, ticket)
         return self._last
 
-    def _chosen(self, key: int | str, outstanding: Mapping[int, int], now_s: float, ticket: str | None) -> int:
+    def _chosen(self, key: int | str, outstanding: Mapping[int, int], now_s: float, ticket: str | int | None) -> int:
         match self.policy:
             case "round-robin":
                 return round_robin(outstanding, self._last)
@@ -182,8 +255,10 @@ class Balancer:
         self._latencies.forget(replica)
         self._learner.forget(replica)
 
-    def _dice(self, ticket: str | None) -> tuple[float, float]:
+    def _dice(self, ticket: str | int | None) -> tuple[float, float]:
         """Two draws, uniform in [0, 1): those of a request's ticket, or the next ones."""
+        if isinstance(ticket, int):
+            return self._dice_thrown[ticket]
         if ticket is not None:
             place = _place(f"request {ticket}")
             return (place >> 32) / 2**32, (place & 0xFFFFFFFF) / 2**32
