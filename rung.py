@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from loadtests.ab_cli import app as ab_app
 from loadtests.cli import app as loadtests_app
 from loadtests.drill_cli import app as drill_app
 from loadtests.night_cli import app as night_app
@@ -11,6 +12,7 @@ from loadtests.plan_cli import app as plan_app
 from loadtests.spike_cli import app as spike_app
 from reference_apps.cli import app as reference_apps_app
 from reference_apps.jobs_cli import app as jobs_app
+from reference_apps.models_cli import app as models_app
 from reference_apps.watch_cli import app as watch_app
 from simulator.cli import app as simulator_app
 from simulator.ladder_cli import app as ladder_app
@@ -31,12 +33,14 @@ for part in (
     ladder_app,
     reference_apps_app,
     jobs_app,
+    models_app,
     watch_app,
     loadtests_app,
     spike_app,
     drill_app,
     night_app,
     plan_app,
+    ab_app,
 ):
     app.add_typer(part)
 

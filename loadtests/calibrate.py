@@ -33,8 +33,9 @@ from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.up import runs_folder
 from stages import catalogue
+from stages.arms import replicas_of
 from stages.calibration import Calibration, GatewayCosts, ServiceTimes
-from stages.spec import Stage, device_label, of_replica, with_overrides
+from stages.spec import Stage, device_label, of_replica, with_overrides, without_version
 from stages.streams import stream
 
 # A burst's requests arrive within a few milliseconds; in the sweep a batch waits this long for all of them.
@@ -72,6 +73,7 @@ def calibrate(
 
     Raises LaunchError when the stage does not start and LoadError when the load generator fails.
     """
+    stage = stage.model_copy(update={"model": without_version(stage.model)})  # of the device, whoever answers
     first, *others = kinds(stage)
     swept = [
         _sweep(launch, alone(kind), folder / f"sweep-{number}", rounds, real_sweep_s, on_progress)
@@ -123,27 +125,36 @@ def _slowest_rps(stage: Stage, services: Sequence[tuple[ServiceTimes, ...]]) -> 
     return stage.batching.max_batch_size / max(times[-1].mean_s for times in services)
 
 
+# What a stage with two versions of its model has, and a calibration of its devices has not.
+_OF_AN_EXPERIMENT = ("split", "feedback", "traffic.users", "traffic.user_popularity", "traffic.user_exponent")
+
+
 def kinds(stage: Stage) -> list[Stage]:
-    """The stage as one replica of each kind sees it, in the order of the fleet; one where all are alike."""
-    replicas = (of_replica(stage, number) for number in range(stage.fleet.replicas))
+    """The stage as one replica of each kind sees it, in the order of the fleet; one where all are alike.
+
+    A kind is one of devices: which version of the model runs there does not matter.
+    """
+    each = (of_replica(stage, number) for number in range(replicas_of(stage)))
+    replicas = [kind.model_copy(update={"model": without_version(kind.model)}) for kind in each]
     return list({device_label(replica): replica for replica in replicas}.values())
 
 
 def alone(kind: Stage) -> Stage:
     """One replica of that kind, and nothing in front of it."""
-    nothing: dict[str, object] = dict.fromkeys(("gateway", "cache", "fleet", "scaling", "cost"))
+    nothing: dict[str, object] = dict.fromkeys(("gateway", "cache", "fleet", "scaling", "cost", *_OF_AN_EXPERIMENT))
     return with_overrides(kind, {**nothing, "overload": True})
 
 
 def before_one(kind: Stage) -> Stage:
     """One replica of that kind behind the gateway; whom it chooses is no choice, so that the policy does not matter."""
-    plain = {"gateway.policy": None, "gateway.sticky_load_bound": None}
-    return with_overrides(kind, {**plain, "fleet": None, "scaling": None, "cost": None, "overload": True})
+    names = ("gateway.policy", "gateway.sticky_load_bound", "fleet", "scaling", "cost", *_OF_AN_EXPERIMENT)
+    plain: dict[str, object] = dict.fromkeys(names)
+    return with_overrides(kind, {**plain, "overload": True})
 
 
 def kept_path(stage: Stage, short: bool, on: str = "process") -> Path:
     """Where the calibration of this machine for this stage is kept: what it depends on is in the name's digest."""
-    depends: tuple[object, ...] = (machine(), stage.model, kinds(stage)[0].device, stage.batching)
+    depends: tuple[object, ...] = (machine(), without_version(stage.model), kinds(stage)[0].device, stage.batching)
     depends += (stage.traffic.input_format, short)
     if stage.gateway is not None:
         others = tuple(kind.device for kind in kinds(stage)[1:])

@@ -55,7 +55,7 @@ def load(
     from stages.metrics import summarise
     from stages.spec import device_label
 
-    resolved = stage_of(stage, set_, duration_s=duration_s, rate_rps=rate_rps)
+    resolved = stage_of(stage, set_, duration_s=duration_s, rate_rps=rate_rps, pin=False)
     target, stack = _target(resolved, url)
     kept = folder or fresh_folder(f"load-{resolved.name}")
     with failures(), bar() as on_progress:
@@ -155,6 +155,7 @@ def compare(
 
         resolved = with_overrides(resolved, {"scaling": None, "overload": True})
         err.print("The fleet stays as it starts: steady loads are compared. `rung spike` has the autoscaler at work.")
+    resolved = _at_rest(resolved)
     chosen = None if policies is None else _policies(resolved, policies)
     seconds = duration_s or (SHORT_DURATION_S if short else LONG_DURATION_S)
     plan = Plan(_loads(loads), repeat, seconds, short or seconds < QUOTABLE_DURATION_S)
@@ -211,6 +212,24 @@ def report_(
         spike_cli.show(spiked, folder, json_)
     else:
         print_comparisons(found, folder, json_)
+
+
+def _at_rest(stage: Stage) -> Stage:
+    """The stage without what would change its split, or take the gateway's time, while it is compared."""
+    split = stage.split
+    if split is None:
+        return stage
+    from stages.spec import with_overrides
+
+    changed: dict[str, object] = {"split.ramp": None, "split.guardrails": None, "feedback": None, "overload": True}
+    if split.ramp is not None:
+        changed["split.challenger_share"] = split.ramp.shares[-1]
+    if split.ramp is not None or split.guardrails is not None or stage.feedback is not None:
+        err.print(
+            "The share stays, nobody stops the challenger or labels an answer: steady loads are compared. "
+            "`rung ab rehearse` has them at work."
+        )
+    return with_overrides(stage, changed)
 
 
 def _target(stage: Stage, url: str | None) -> tuple[str, Stack | None]:

@@ -23,6 +23,7 @@ from loadtests.calibrate import Launch, machine
 from loadtests.checks import why_void
 from loadtests.load import Loaded, fire
 from loadtests.pace import Pace
+from loadtests.payloads import crash_positions
 from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.process import ProcessLauncher
 from simulator.run import beyond_calibration, capacity_rps, simulate
@@ -123,7 +124,8 @@ def again(folder: Path, calibration: Calibration | None = None) -> report.Compar
         check = json.loads((path / "check.json").read_text(encoding="utf-8"))
         pace = float(check.get("pace", 1.0)) if own else 1.0  # it was measured against the folder's own
         point = at_load(stage, load, about["capacity_rps"], measured.window_s)
-        predicted = simulate(point, schedule(point.traffic), calibration=calibration.at_pace(pace))
+        at_pace, crashing = calibration.at_pace(pace), crash_positions(point)
+        predicted = simulate(point, schedule(point.traffic), calibration=at_pace, crash_position=crashing)
         records.write(predicted, path / "predicted")
         rate_rps = measured.requests.height / measured.window_s
         runs.append(report.Run(load, rate_rps, repeat, check["void"], measured, predicted, pace))
@@ -153,7 +155,7 @@ def _result(
         capacity_rps=capacity,
         calibration=calibration,
         runs=runs,
-        rows=report.rows(stage.name, runs, stage.slo.latency_s),
+        rows=report.rows(stage.name, runs, stage.slo.latency_s, stage),
         curve=predicted_curve(
             stage, calibration.at_pace(_median_pace(runs)), capacity, loads, duration_s, about["short"]
         ),
@@ -243,7 +245,8 @@ def _run(
         void = why_void(loaded.check, least_s)
         if void is None:
             break
-    predicted = simulate(point, schedule(point.traffic), calibration=calibration.at_pace(around))
+    at_pace, crashing = calibration.at_pace(around), crash_positions(point)
+    predicted = simulate(point, schedule(point.traffic), calibration=at_pace, crash_position=crashing)
     check = asdict(loaded.check) | {"void": void, "pace": around}
     (attempt_folder / "check.json").write_text(json.dumps(check, indent=2), encoding="utf-8")
     records.write(loaded.records, attempt_folder / "measured")

@@ -35,6 +35,7 @@ from simulator.drilled import Drilled, Restart, drilled
 from simulator.drills import Failure
 from simulator.run import beyond_calibration, capacity_rps
 from stages import records
+from stages.arms import replicas_of
 from stages.calibration import Calibration
 from stages.calibration import write as write_calibration
 from stages.records import Records
@@ -136,7 +137,7 @@ def phases_of(stage: Stage, plan: Plan, start_s: float) -> Phases:
     if plan.failure == "kill":
         return Phases(plan.at_s, plan.at_s + back_s(start_s))
     if plan.restart:
-        return Phases(plan.at_s, plan.at_s + stage.fleet.replicas * joined_s(start_s))
+        return Phases(plan.at_s, plan.at_s + replicas_of(stage) * joined_s(start_s))
     return Phases(plan.at_s, plan.at_s + plan.for_s)
 
 

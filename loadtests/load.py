@@ -24,6 +24,7 @@ from loadtests import payloads, raw_rows
 from loadtests.checks import SelfCheck, self_check
 from reference_apps.asking import open_url
 from reference_apps.launchers.member import Life
+from stages.arms import arm_of
 from stages.records import Records
 from stages.spec import Stage, device_label, of_replica, stage_toml
 
@@ -93,10 +94,14 @@ def fire(
         ) from None
 
     def device_of(number: int) -> str:
-        return device_label(of_replica(stage, number)) if stage.fleet.profiles else device
+        unequal = stage.fleet.profiles or stage.split is not None
+        return device_label(of_replica(stage, number)) if unequal else device
+
+    def arm(number: int) -> str:
+        return arm_of(stage, number)
 
     batches = _batches(stage, url, fired)
-    records = raw_rows.to_records(fired, batches, stage.traffic.duration_s, device_of, lives())
+    records = raw_rows.to_records(fired, batches, stage.traffic.duration_s, device_of, lives(), arm)
     return Loaded(records, self_check(fired, before.foreign_share(after)))
 
 

@@ -33,6 +33,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtests import payloads, raw_rows
+from loadtests.label_sender import LabelSender
 from reference_apps.asking import key_headers
 from reference_apps.launchers.member import write_atomically
 from stages.policies.balancing import ticket_of
@@ -63,7 +64,8 @@ class Shots:
             payloads.read(Path(options.payloads)) if options.payloads else payloads.make_payloads(self.stage)
         )
         edge = self.stage.gateway.edge if self.stage.gateway is not None else None
-        self.headers = self.payloads.headers | key_headers(edge)
+        self.sent_keys = key_headers(edge)
+        self.headers = self.payloads.headers | self.sent_keys
         self.schedule = schedule(self.stage.traffic) if self.stage.traffic.loop == "open" else None
         self.rows_path = Path(options.rows) if options.rows else None
         self.began = AsyncResult()  # the monotonic time that the schedule counts from
@@ -72,6 +74,7 @@ class Shots:
         self.in_flight = 0  # of a closed loop
         self.numbers = itertools.count()
         self.cpu_s = 0.0
+        self.labels: LabelSender | None = None  # of this test run, where answers get any
 
     @property
     def worker(self) -> tuple[int, int]:
@@ -87,6 +90,9 @@ class Shots:
         self.due = self.in_flight = 0
         self.numbers = itertools.count(self.worker[0], self.worker[1])
         self.cpu_s = _cpu_s()
+        if (feedback := self.stage.feedback) is not None and feedback.share > 0.0:
+            fired = 0 if self.schedule is None else self.schedule.arrivals_s.size
+            self.labels = LabelSender(self.stage, feedback, self.payloads, self.sent_keys, self.worker[0], fired)
         # The collector would stop the generator for as long as a batch takes.
         gc.collect()
         gc.freeze()
@@ -103,23 +109,30 @@ class Shots:
         index, _ = self.worker
         frame = pl.DataFrame(self.rows, schema=raw_rows.SCHEMA, orient="row")
         frame.write_parquet(path.with_name(f"{path.stem}-{index}.parquet"))
-        summary = {
+        summary: dict[str, Any] = {
             "began_s": began_s,
             "due": self.due,
             "cpu_s": _cpu_s() - self.cpu_s,
             "wall_s": time.monotonic() - began_s,
         }
+        if self.labels is not None:
+            summary["labels"] = dict(self.labels.counts)
         path.with_name(f"{path.stem}-{index}.json").write_text(json.dumps(summary))
 
-    def fire(self, user: FastHttpUser, number: int, item: int, scheduled_s: float) -> None:
-        """Sends one request now, waits for its end, and notes it with times from the beginning of the schedule."""
+    def fire(self, user: FastHttpUser, number: int, item: int, scheduled_s: float, who: int | None = None) -> None:
+        """Sends one request now, waits for its end, and notes it with times from the beginning of the schedule.
+
+        `who` of the stage's users it is from; None where they have no names.
+        """
         began_s, traffic = self.began.get(), self.stage.traffic
         # The replica of sticky balancing, and the dice of random choices: the same in every run of this schedule.
         headers = self.headers | {"x-rung-key": str(item), "x-rung-request": ticket_of(traffic.seed, number)}
+        if who is not None:
+            headers["x-rung-user"] = str(who)
         body = cast(Any, self.payloads.body(item))  # bytes; typed as str by Locust
         sent_s = time.monotonic()
         remaining_s = max(0.001, scheduled_s + began_s + traffic.timeout_s - sent_s)
-        status, record, error, reason = 0, None, None, ""
+        status, record, error, reason, request_id = 0, None, None, "", None
         with (
             gevent.Timeout(remaining_s, False),
             user.client.post("/predict", data=body, headers=headers, catch_response=True) as response,
@@ -127,12 +140,15 @@ class Shots:
             status = response.status_code
             replied_s = time.monotonic()
             record = response.headers.get("x-rung-record") if status > 0 else None
+            request_id = response.headers.get("x-request-id") if status == 200 else None
             if status != 200:
                 error = GAVE_UP if _timed_out(response.error) else str(response.error or f"HTTP {status}")
                 reason = _reason(response.content)
                 response.failure(reason or error)
             # Locust's own pages show the latency that this project means: from the scheduled time.
             response.request_meta["response_time"] = (replied_s - began_s - scheduled_s) * 1000
+        if status == 200 and self.labels is not None:
+            self.labels.answered(user.client, number, item, request_id)
         if status == 0 and error is None:
             replied_s, error = time.monotonic(), GAVE_UP
             self.environment.events.request.fire(
@@ -167,11 +183,15 @@ class OpenLoopUser(FastHttpUser):
         shots.due = len(numbers)
         give_way_s = _give_way_s(len(numbers) / part.duration_s)
         in_flight = Group()
-        for number, item, at_s in zip(numbers.tolist(), part.items.tolist(), part.arrivals_s.tolist(), strict=True):
+        who = [None] * len(numbers) if part.users is None else part.users.tolist()
+        each = zip(numbers.tolist(), part.items.tolist(), part.arrivals_s.tolist(), who, strict=True)
+        for number, item, at_s, from_whom in each:
             _wait_until(began_s + at_s, give_way_s)
-            in_flight.add(gevent.spawn(shots.fire, self, number, item, at_s))
+            in_flight.add(gevent.spawn(shots.fire, self, number, item, at_s, from_whom))
         _wait_until(began_s + part.duration_s, give_way_s)
         in_flight.join(shots.stage.traffic.timeout_s + 1.0)
+        if shots.labels is not None:
+            shots.labels.finish()
         _finish(self.environment)
         gevent.sleep(float("inf"))
 
@@ -198,13 +218,15 @@ class ClosedLoopUser(FastHttpUser):
             gevent.sleep(max(0.0, think_time_s))
             shots.due += 1
             shots.in_flight += 1
-            shots.fire(self, -1, item, time.monotonic() - began_s)
+            shots.fire(self, -1, item, time.monotonic() - began_s, user)
             shots.in_flight -= 1
         if user == shots.worker[0]:
             ends_s = began_s + duration_s + 0.2
             gevent.sleep(max(0.0, ends_s - time.monotonic()))
             while shots.in_flight and time.monotonic() < ends_s + shots.stage.traffic.timeout_s + 1.0:
                 gevent.sleep(0.02)
+            if shots.labels is not None:
+                shots.labels.finish()
             _finish(self.environment)
         gevent.sleep(float("inf"))
 
@@ -237,7 +259,7 @@ def _ready(environment: Any, **_: Any) -> None:
         options.num_users = OpenLoopUser.fixed_count
     else:
         environment.user_classes = [ClosedLoopUser]
-        options.num_users = ClosedLoopUser.fixed_count = stage.traffic.users
+        options.num_users = ClosedLoopUser.fixed_count = stage.traffic.closed_users
     options.spawn_rate = options.num_users  # all at once: at Locust's one a second every further worker would be late
     for user in (OpenLoopUser, ClosedLoopUser):
         user.host = environment.host
@@ -260,7 +282,7 @@ def _start(environment: Any, **_: Any) -> None:
     if isinstance(runner, MasterRunner):
         traffic = shots.stage.traffic
         # A worker that has no user never finishes, and is not waited for.
-        most = traffic.users if traffic.loop == "closed" else runner.worker_count
+        most = traffic.closed_users if traffic.loop == "closed" else runner.worker_count
         environment.rung_unfinished = min(runner.worker_count, most)
         gevent.spawn_later(0.1, runner.send_message, "rung_begin", began_s)
     elif isinstance(runner, LocalRunner):

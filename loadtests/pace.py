@@ -16,6 +16,7 @@ import polars as pl
 from loadtests.calibrate import ALL_DIFFERENT, burst_s, traced
 from loadtests.load import fire
 from reference_apps.launchers.launcher import Launcher
+from stages.arms import arm_of, model_of
 from stages.calibration import Calibration
 from stages.spec import Stage, device_label, with_overrides
 
@@ -36,7 +37,10 @@ class Pace:
         if self._stage.device.kind == "emulated":
             return self.last
         size = self._stage.batching.max_batch_size
-        calibrated_s = self._calibration.service_time_s(size)
+        # The calibration is of the device; the version that runs on it may be slower by a factor of its own.
+        calibrated_s = (
+            self._calibration.service_time_s(size) * model_of(self._stage, "champion").known.service_time_factor
+        )
         step_s = burst_s(size, size, lambda _: calibrated_s)
         arrivals_s = [burst * step_s for burst in range(int(REFERENCE_S / step_s)) for _ in range(size)]
         folder = self._folder / f"reference-{self._count}"
@@ -49,7 +53,10 @@ class Pace:
         found = fire(
             bursts, self._launcher.url, folder, device=device_label(self._stage), pids=self._launcher.pids
         ).records
-        took_s = found.batches.filter(pl.col("batch_size") == size).select(pl.col("finished_s") - pl.col("started_s"))
+        # A challenger may be slower for a reason of its own.
+        own = [number for number in found.batches["replica"].unique() if arm_of(self._stage, number) != "challenger"]
+        there = found.batches.filter(pl.col("replica").is_in(own))
+        took_s = there.filter(pl.col("batch_size") == size).select(pl.col("finished_s") - pl.col("started_s"))
         if took_s.height:
             self.last = float(took_s.to_series().to_numpy().mean()) / calibrated_s
         return self.last

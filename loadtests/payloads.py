@@ -11,13 +11,19 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import orjson
 from PIL import Image
 
+from reference_apps.decoding import Decodes, decode, input_bytes
+from stages.arms import arms_of, model_of
+from stages.policies.crashing import item_position, position
 from stages.spec import Stage
 
 # Examples of the model that are kept; an item beyond them is one of them with a number in it.
@@ -35,6 +41,11 @@ class Payloads:
 
     headers: dict[str, str]
     bodies: list[bytes]
+    labels: tuple[int, ...] = ()  # what each body shows; none where nobody knows
+
+    def label(self, item: int) -> int:
+        """What the body of `item` shows. Raises IndexError where nobody knows."""
+        return self.labels[item % len(self.bodies)]
 
     def body(self, item: int) -> bytes:
         """What a request for `item` sends: the same bytes each time, and others than for every other item."""
@@ -73,7 +84,27 @@ def make_payloads(stage: Stage) -> Payloads:
         case "png":
             headers = {"content-type": "image/png"}
             bodies = [_png(x) for x in inputs.example_images(count, seed)]
-    return Payloads(headers, list(dict.fromkeys(bodies)))  # a model may have few examples, and gives them again
+    labels = dict(zip(bodies, inputs.example_labels(count, seed), strict=False))
+    return Payloads(headers, list(dict.fromkeys(bodies)), tuple(labels.values()))  # some are given again: once will do
+
+
+def crash_positions(stage: Stage) -> Callable[[int | str], float]:
+    """Where the input that a request for an item really sends stands among those that a version may crash on.
+
+    With it a prediction has the same items crash as the running version. A comment in a PNG is no part of its input.
+    """
+    from reference_apps.models import load_inputs
+
+    if not any(model_of(stage, arm).known.crash_share for arm in arms_of(stage)):
+        return item_position
+    model, made = cast(Decodes, load_inputs(stage.model)), make_payloads(stage)
+    content_type, shape = made.headers["content-type"], made.headers.get("x-rung-shape", "")
+
+    @cache
+    def found(item: int | str) -> float:
+        return position(input_bytes(decode(model, content_type, shape, made.body(int(item)))))
+
+    return found
 
 
 def write(payloads: Payloads, path: Path) -> None:
@@ -81,7 +112,8 @@ def write(payloads: Payloads, path: Path) -> None:
     names, values = list(payloads.headers), list(payloads.headers.values())
     sizes = np.array([len(body) for body in payloads.bodies])
     everything = np.frombuffer(b"".join(payloads.bodies), dtype=np.uint8)
-    np.savez(path, names=names, values=values, sizes=sizes, bodies=everything)
+    labels = np.array(payloads.labels, dtype=np.int64)
+    np.savez(path, names=names, values=values, sizes=sizes, bodies=everything, labels=labels)
 
 
 def read(path: Path) -> Payloads:
@@ -90,7 +122,8 @@ def read(path: Path) -> Payloads:
         headers = dict(zip(kept["names"].tolist(), kept["values"].tolist(), strict=True))
         ends = np.cumsum(kept["sizes"])[:-1]
         bodies = [part.tobytes() for part in np.split(kept["bodies"], ends)]
-    return Payloads(headers, bodies)
+        labels = tuple(kept["labels"].tolist())
+    return Payloads(headers, bodies, labels)
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -135,7 +135,7 @@ def document(found: Mapping[str, Comparison], folder: Path) -> dict[str, Any]:
         "device": one.device_label,
         "command": one.command,
         "made_at": one.made_at,
-        "rows": [asdict(row) | {"policy": policy} for policy, one in found.items() for row in one.rows],
+        "rows": [row.document | {"policy": policy} for policy, one in found.items() for row in one.rows],
         "shares": [asdict(share) | {"policy": policy} for policy, one in found.items() for share in one.shares],
         "orders": [asdict(each) for each in order],
         "result": in_words(order),

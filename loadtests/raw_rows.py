@@ -8,7 +8,7 @@ launcher: who lived from when to when  ┘
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,24 +68,30 @@ def to_records(
     window_s: float,
     device_of: Callable[[int], str],
     lives: Sequence[Life] = (),
+    arm_of: Callable[[int], str] = lambda _: "",
 ) -> Records:
     """Records of a run from what it left; monotonic times become seconds from the beginning of the schedule.
 
     `batches` are those that replicas told of; what only answers tell of is added. `lives` are of the replicas that are
     known to have been there; any other has the device that `device_of` says, and the whole run.
+    `arm_of` says which version a replica runs, for answers that do not tell.
     """
     began_s = fired.began_s
+    rows = fired.rows.with_columns(
+        *(_field(name).cast(pl.Int64).alias(name) for name in ("replica", "batch", "batch_size", "tries"))
+    )
+    arms = {number: arm_of(number) for number in rows["replica"].drop_nulls().unique().to_list()}
     requests = (
-        fired.rows.with_columns(
-            *(_field(name).cast(pl.Int64).alias(name) for name in ("replica", "batch", "batch_size", "tries")),
+        rows.with_columns(
             *(
                 (_field(name).cast(pl.Float64) - began_s).alias(name)
                 for name in ("gateway_in_s", "arrived_s", "started_s", "finished_s", "gateway_out_s")
             ),
             _field("cache").fill_null("").alias("cache"),
+            _field("arm").alias("arm"),
             _outcome().alias("outcome"),
         )
-        .with_columns(_reason().alias("reason"))
+        .with_columns(_reason().alias("reason"), _arm(arms).alias("arm"))
         .select([pl.col(name).cast(dtype) for name, dtype in REQUESTS.items()])
     )
     told = {(row[0], row[1]): row for row in [*answered_batches(fired), *batches]}
@@ -140,6 +146,12 @@ def _outcome() -> pl.Expr:
         .then(pl.lit("timed_out"))
         .otherwise(pl.lit("failed"))
     )
+
+
+def _arm(arms: Mapping[int, str]) -> pl.Expr:
+    """The version that a request was for: nginx does not tell, and refuses without a word of it."""
+    of_replica = pl.col("replica").replace_strict(arms, default="", return_dtype=pl.String) if arms else pl.lit("")
+    return pl.coalesce("arm", of_replica, pl.lit(""))
 
 
 def _reason() -> pl.Expr:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from loadtests.shares import Share, print_shares, shares
 from loadtests.wording import METRICS, OF_A_CACHE, constants, listed, number, shown, shown_error, shown_spread
 from simulator import plots
 from simulator.plot_frame import png
+from stages.arms import arms_of, records_of
 from stages.calibration import Calibration
 from stages.metrics import summarise
 from stages.records import Records
@@ -80,6 +81,13 @@ class Row:
     spread_low: float
     spread_high: float
     void: bool
+    arm: str = ""  # of two versions in production; "" stands for all requests
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The row as report.json has it: without an arm where there is none."""
+        values = asdict(self)
+        return values if self.arm else {name: value for name, value in values.items() if name != "arm"}
 
     @property
     def sign(self) -> str:
@@ -139,43 +147,64 @@ class Comparison:
         return [run for run in self.runs if run.void is not None]
 
 
-def rows(stage_name: str, runs: Iterable[Run], slo_latency_s: float) -> list[Row]:
+def rows(stage_name: str, runs: Iterable[Run], slo_latency_s: float, stage: Stage | None = None) -> list[Row]:
     """A row for each load and metric, loads rising: medians over the sound repeats of the load.
 
     A load without a sound repeat gives the medians of its void ones, with `void` set. Those of a cache are there where
     there is one. A metric that a repeat could
-    not show (NaN, as the latency of no answer) is passed over; NaN where no repeat could.
+    not show (NaN, as the latency of no answer) is passed over; NaN where no repeat could. A `stage` with two arms has
+    the same for each of them.
     """
     result: list[Row] = []
     for load, of_load in _by_load(runs).items():
-        measured = [summarise(run.measured, slo_latency_s) for run in of_load]
-        predicted = [summarise(run.predicted, slo_latency_s) for run in of_load]
-        for metric, how in METRICS.items():
-            values = [m[metric] for m in measured if not math.isnan(m[metric])] or [math.nan]
-            middle = float(np.median(values))
-            model = float(np.median([p[metric] for p in predicted if not math.isnan(p[metric])] or [math.nan]))
-            if metric in OF_A_CACHE and math.isnan(middle) and math.isnan(model):
-                continue
-            result.append(
-                Row(
-                    stage=stage_name,
-                    load=load,
-                    rate_rps=of_load[0].rate_rps,
-                    metric=metric,
-                    measured=middle,
-                    predicted=model,
-                    error=model - middle if how.is_share else _relative(model, middle),
-                    spread_low=min(values),
-                    spread_high=max(values),
-                    void=of_load[0].void is not None,
+        result += _rows_of(stage_name, load, of_load, slo_latency_s)
+        if stage is None or stage.split is None:
+            continue
+        for arm in arms_of(stage):
+            own = [
+                replace(
+                    run,
+                    measured=records_of(run.measured, stage, arm),
+                    predicted=records_of(run.predicted, stage, arm),
                 )
+                for run in of_load
+            ]
+            result += [replace(row, arm=arm) for row in _rows_of(stage_name, load, own, slo_latency_s)]
+    return result
+
+
+def _rows_of(stage_name: str, load: float, of_load: Sequence[Run], slo_latency_s: float) -> list[Row]:
+    """The rows of one load."""
+    result: list[Row] = []
+    measured = [summarise(run.measured, slo_latency_s) for run in of_load]
+    predicted = [summarise(run.predicted, slo_latency_s) for run in of_load]
+    for metric, how in METRICS.items():
+        values = [m[metric] for m in measured if not math.isnan(m[metric])] or [math.nan]
+        middle = float(np.median(values))
+        model = float(np.median([p[metric] for p in predicted if not math.isnan(p[metric])] or [math.nan]))
+        if metric in OF_A_CACHE and math.isnan(middle) and math.isnan(model):
+            continue
+        result.append(
+            Row(
+                stage=stage_name,
+                load=load,
+                rate_rps=of_load[0].rate_rps,
+                metric=metric,
+                measured=middle,
+                predicted=model,
+                error=model - middle if how.is_share else _relative(model, middle),
+                spread_low=min(values),
+                spread_high=max(values),
+                void=of_load[0].void is not None,
             )
+        )
     return result
 
 
 def result_in_words(comparison: Comparison) -> str:
     """The result as a paragraph: the worst errors below capacity, and what happened above it."""
-    sound = [row for row in comparison.rows if not row.void and math.isfinite(row.error)]
+    every = [row for row in comparison.rows if not row.void and math.isfinite(row.error)]
+    sound = [row for row in every if not row.arm]
     below = [row for row in sound if row.load < 1.0]
     if not below:
         words = "No run below capacity is sound: this comparison says nothing about the prediction there."
@@ -186,6 +215,9 @@ def result_in_words(comparison: Comparison) -> str:
         worst = [_worst(below, metric) for metric in HEADLINE]
         runs = "1 sound run" if count == 1 else f"{count} sound runs"
         words = f"Below capacity ({runs}, {span}) the worst errors of the prediction are {listed(worst)}."
+        for arm in dict.fromkeys(row.arm for row in every if row.arm):
+            of_arm = [row for row in every if row.arm == arm and row.load < 1.0]
+            words += f" Of the {arm} alone: {listed([_worst(of_arm, metric) for metric in HEADLINE])}."
     for load in sorted({row.load for row in sound if row.load >= 1.0}):
         above = {row.metric: row for row in sound if row.load == load}
         found = [
@@ -217,7 +249,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
         for row in of_load:
             value = "dim" if row.void else ""
             table.add_row(
-                Text(f"  {METRICS[row.metric].label}"),
+                Text(f"  {_label(row)}"),
                 Text(shown(row.metric, row.measured), style=value),
                 Text(shown(row.metric, row.predicted), style=value),
                 Text(shown_error(row.metric, row.error), style=value),
@@ -248,7 +280,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 def document(comparison: Comparison, report: Path) -> dict[str, Any]:
     """The comparison as report.json has it and `--json` prints it: plain values, NaN where nothing was measured."""
     return {
-        "rows": [asdict(row) for row in comparison.rows],
+        "rows": [row.document for row in comparison.rows],
         "report": str(report),
         "stage": comparison.stage.name,
         "device": comparison.device,
@@ -268,6 +300,11 @@ def document(comparison: Comparison, report: Path) -> dict[str, Any]:
         "curve": comparison.curve,
         "calibration": comparison.calibration.model_dump(),
     }
+
+
+def _label(row: Row) -> str:
+    """What a row is of."""
+    return f"{row.arm}, {METRICS[row.metric].label}" if row.arm else METRICS[row.metric].label
 
 
 def _by_load(runs: Iterable[Run]) -> dict[float, list[Run]]:
@@ -319,7 +356,8 @@ def _figures(comparison: Comparison) -> dict[str, Figure]:
         for load, group in by_load.items()
     ]
     curve = pl.DataFrame(comparison.curve, schema=dict.fromkeys(_CURVE, pl.Float64), orient="row", strict=False)
-    table = pl.DataFrame([asdict(row) for row in comparison.rows], schema=_ROWS, orient="row", strict=False)
+    plain = [row.document for row in comparison.rows if not row.arm]
+    table = pl.DataFrame(plain, schema=_ROWS, orient="row", strict=False)
     slo_latency_s = comparison.stage.slo.latency_s
     figures = {
         "latency_against_load": plots.latency_against_load(curve, table, comparison.capacity_rps, slo_latency_s, about),
@@ -350,6 +388,7 @@ def _page(comparison: Comparison, pictures: dict[str, bytes], folder: Path) -> s
         stage=comparison.stage,
         result=result_in_words(comparison),
         by_load={load: [r for r in comparison.rows if r.load == load] for load in comparison.loads},
+        label=_label,
         pictures={name: base64.b64encode(data).decode() for name, data in pictures.items()},
         constants=constants(comparison.calibration),
         metrics=METRICS,

@@ -39,8 +39,13 @@ def stage_of(
     device: str | None = None,
     duration_s: float | None = None,
     rate_rps: float | None = None,
+    pin: bool = True,
 ) -> Stage:
-    """The stage with the command line's changes; ends the command in words when it is not sound."""
+    """The stage with the command line's changes; ends the command in words when it is not sound.
+
+    Its aliases are resolved unless `pin` says otherwise: who only sends requests needs no registry.
+    """
+    from reference_apps.registry import pinned
     from stages.spec import load_stage
     from stages.traffic import at_rate
 
@@ -55,6 +60,8 @@ def stage_of(
         if device is not None:
             changed["device.kind"] = device
         resolved = load_stage(name, changed)
+        if pin:
+            resolved = pinned(resolved)
         if rate_rps is None:
             return resolved
         try:

@@ -22,7 +22,8 @@ from typing import Any
 
 import orjson
 
-from reference_apps.launchers.launcher import Launcher
+from reference_apps import split_file
+from reference_apps.launchers.launcher import SPLIT_FOLDER, Launcher
 from reference_apps.logs import fields
 from reference_apps.scrape import Scraped, Target, counts_requests, scrape, targets_of, write_targets
 from reference_apps.webhook import CLOSING_S, Webhook, WebhookError, address
@@ -52,11 +53,12 @@ def watch(stage: Stage, targets: Targets, folder: Path, stopping: threading.Even
     rules = RuleSet(rules_of(stage), limits_of(stage))
     with ExitStack() as stack:
         webhook = _opened(stage, stack)
+        stops = None if stage.split is None else Stops(stage, folder / SPLIT_FOLDER)
         for reading in readings(stage, _published(stage, targets, folder), stopping):
-            for change in rules.ask(reading):
-                told = described(stage, rules, change)
+            changes = [described(stage, rules, change) for change in rules.ask(reading)]
+            for told in [*changes, *(stops.look() if stops is not None else ())]:
                 _tell(told, folder)
-                if webhook is not None and change.state in ("firing", "resolved"):
+                if webhook is not None and told["state"] in ("firing", "resolved"):
                     webhook.offer(told)
 
 
@@ -110,6 +112,38 @@ class Whole:
             )
         busy_s = increase(before.device_busy_s, now.device_busy_s)
         self._sum = replace(total, device_busy_s=total.device_busy_s + busy_s)
+
+
+class Stops:
+    """The guardrail that has stopped the challenger of a split, told once; and that it is tried again, if it is."""
+
+    def __init__(self, stage: Stage, folder: Path) -> None:
+        self._stage, self._folder = stage, folder
+        self._stopped = ""
+
+    def look(self) -> list[dict[str, Any]]:
+        """What has changed since the last look; nothing where the control file cannot be read."""
+        try:
+            told = split_file.read(self._folder)
+        except (OSError, ValueError):
+            return []
+        if told is None or told.stopped == self._stopped:
+            return []
+        before, self._stopped = self._stopped, told.stopped
+        guardrail, state = told.stopped or before, "firing" if told.stopped else "resolved"
+        why = told.why if told.stopped else "the challenger is tried again"
+        return [
+            {
+                "time": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+                "stage": self._stage.name,
+                "alert": f"guardrail-{guardrail}",
+                "state": state,
+                "severity": "page",
+                "value": None,
+                "above": None,
+                "text": f"{self._stage.name}: guardrail-{guardrail} is {state}: {why}",
+            }
+        ]
 
 
 @contextmanager

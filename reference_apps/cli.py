@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -47,10 +48,12 @@ def up(
     """Start a stage's processes (or containers) on free ports and keep them up until `rung down`."""
     from reference_apps import up as upkeep
     from reference_apps.launchers.member import LaunchError
+    from reference_apps.registry import pinned
     from stages.spec import load_stage
 
     with teaching():
         resolved = load_stage(stage, overrides(set_))
+        pinned(resolved)  # so that a version that is not there is told now; the launcher does it again
     if any(found.stage == resolved.name for found in upkeep.list_up()):
         fail(
             f"{resolved.name}: is up already. See `rung status`, or stop it with `rung down {resolved.name}`.",
@@ -76,10 +79,15 @@ def up(
     docs = f" (docs at {started.url}/docs)" if ours else ""
     out.print(f"{resolved.name} serves at [bold]{started.url}[/bold]{docs}, logs in {started.folder}")
     if started.gateway is not None:
-        devices = ", ".join(f"{each['name'].replace('-', ' ')} ({each['device']})" for each in started.replicas)
+        devices = ", ".join(f"{each['name'].replace('-', ' ')} ({_runs(each)})" for each in started.replicas)
         of = "Behind its gateway" if resolved.queue is None else "Working for it"
         out.print(f"{of}: {devices or 'nobody yet'}.")
     out.print(f"Load it with `rung load {resolved.name}`; stop it with `rung down {resolved.name}`.")
+
+
+def _runs(member: Mapping[str, Any]) -> str:
+    """What a replica runs on, and for which of two versions of the model; nothing for a member that is none."""
+    return ", ".join(part for part in (member.get("arm", ""), member.get("device", "")) if part)
 
 
 @app.command()
@@ -141,7 +149,7 @@ def status(json_: JsonOption = False) -> None:
         for member in [*alone, *each["replicas"]]:
             name = member["name"].replace("-", " ")
             ready = "yes" if member["ready"] else "no"
-            row = (name, member["pid"], member["url"], member["state"], ready, member.get("device", ""))
+            row = (name, member["pid"], member["url"], member["state"], ready, _runs(member))
             table.add_row(*map(str, row))
         out.print(table)
 
@@ -158,13 +166,17 @@ def restart(
     """Restart a stage that is up, as it was started; with --rolling while it goes on serving."""
     from reference_apps import up as upkeep
     from reference_apps.commands import CommandError, ask
+    from reference_apps.launchers.launcher import ASKED_FILE
     from reference_apps.launchers.member import LaunchError
+    from reference_apps.registry import pinned
     from stages.spec import load_stage
 
     found = _found(stage)
     if not rolling:
         with err.status(f"Restarting {stage} …"), teaching():
-            resolved = load_stage(f"{found.folder}/stage.toml")
+            asked = Path(found.folder) / ASKED_FILE  # there where the stage names versions by their aliases
+            resolved = load_stage(asked if asked.is_file() else Path(found.folder) / "stage.toml")
+            pinned(resolved)
             upkeep.stop(found, timeout_s)
             try:
                 started = upkeep.start(resolved, found.on)

@@ -130,3 +130,8 @@ def _finite(inputs: np.ndarray) -> np.ndarray:
     if not np.isfinite(inputs).all():
         raise BadInputError(422, "input: must be finite numbers, got NaN or infinity. No answer to it means anything.")
     return inputs
+
+
+def input_bytes(decoded: np.ndarray) -> bytes:
+    """The bytes of a decoded input, the same on every machine and in whichever form it was sent."""
+    return np.ascontiguousarray(decoded, dtype="<f4").tobytes()

@@ -31,13 +31,19 @@ class Predicts(Protocol):
 
 
 class Device:
-    """Runs batches of one model. `service_time_s` is the pace of an emulated device, None for a real one."""
+    """Runs batches of one model. `service_time_s` is the pace of an emulated device, None for a real one.
 
-    def __init__(self, label: str, model: Predicts, service_time_s: Callable[[int], float] | None) -> None:
+    Every batch of a real device takes `model_factor` times as long as it computes; a pace has that in it.
+    """
+
+    def __init__(
+        self, label: str, model: Predicts, service_time_s: Callable[[int], float] | None, model_factor: float = 1.0
+    ) -> None:
         self.label = label
         self.overruns = 0  # emulated batches whose real answer took longer than the pace allowed
         self._model = model
         self.service_time_s = service_time_s
+        self._model_factor = model_factor
         self._factor = 1.0
 
     def slow(self, factor: float) -> None:
@@ -47,30 +53,33 @@ class Device:
     def run(self, inputs: list[np.ndarray]) -> list[dict[str, Any]]:
         """Gives the model's answers to a batch, after the time that the device takes for it.
 
-        Raises whatever the model raises.
+        Raises whatever the model raises, and no sooner: work that fails has been done all the same.
         """
         started_s, factor = time.monotonic(), self._factor
         if self.service_time_s is None:
-            answers = self._model.predict(np.stack(inputs))
-            if factor > 1.0:
-                time.sleep((factor - 1.0) * (time.monotonic() - started_s))
-            return answers
+            factor *= self._model_factor
+            try:
+                return self._model.predict(np.stack(inputs))
+            finally:
+                if factor > 1.0:
+                    time.sleep((factor - 1.0) * (time.monotonic() - started_s))
         pace_s = factor * self.service_time_s(len(inputs))
         time.sleep(QUIET_SHARE * pace_s)
-        answers = self._model.predict(np.stack(inputs))
-        if time.monotonic() > started_s + pace_s:
-            self.overruns += 1
-        _wait_until(started_s + pace_s)
-        return answers
+        try:
+            return self._model.predict(np.stack(inputs))
+        finally:
+            if time.monotonic() > started_s + pace_s:
+                self.overruns += 1
+            _wait_until(started_s + pace_s)
 
 
 def open_device(stage: Stage, model: Predicts) -> Device:
     """The device of a stage, ready to run `model`, which is already loaded onto it."""
-    device = stage.device
+    device, factor = stage.device, stage.model.known.service_time_factor
     if device.kind != "emulated":
-        return Device(device_label(stage), model, None)
+        return Device(device_label(stage), model, None, factor)
     profile = catalogue.profiles()[str(device.profile)]
-    return Device(device_label(stage), model, lambda n: profile.service_time_s(n) * device.slowdown)
+    return Device(device_label(stage), model, lambda n: factor * profile.service_time_s(n) * device.slowdown)
 
 
 def _wait_until(ends_s: float) -> None:

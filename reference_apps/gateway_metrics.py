@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from reference_apps.shadowing import Shadow
+    from reference_apps.splitter import Splitter
 
 # A counter that is there from the start shows its first increase, too; one that appears with it does not.
 ENDINGS = (
@@ -27,14 +32,18 @@ class GatewayMetrics:
     """
 
     def __init__(
-        self, in_flight: Callable[[], int], replicas: Callable[[], Iterable[Seen]], bounds_s: Sequence[float]
+        self,
+        in_flight: Callable[[], int],
+        replicas: Callable[[], Iterable[Seen]],
+        bounds_s: Sequence[float],
+        arms: Sequence[str] = ("",),
     ) -> None:
         self.registry = registry = CollectorRegistry()
         inside = Gauge("rung_gateway_in_flight", "Requests inside the gateway", registry=registry)
         inside.set_function(in_flight)
-        self._requests = Counter(
-            "rung_gateway_requests", "Requests by outcome and reason", ["outcome", "reason"], registry=registry
-        )
+        self._arms = tuple(arm for arm in arms if arm)  # none where one version of the model answers all
+        labels = ["outcome", "reason", *(["arm"] if self._arms else [])]
+        self._requests = Counter("rung_gateway_requests", "Requests by outcome and reason", labels, registry=registry)
         self._seconds = Histogram(
             "rung_gateway_request_seconds",
             "From read to answered",
@@ -42,8 +51,11 @@ class GatewayMetrics:
             buckets=bounds_s,
             registry=registry,
         )
+        self._arm_seconds = self._of_arms(bounds_s)
+        self._copies: Counter | None = None
+        self._copies_dropped: Counter | None = None
         # Looked up once: a label costs a request as much as its count.
-        self._endings = {ending: self._ending(*ending) for ending in ENDINGS}
+        self._endings = {(*ending, arm): self._ending(*ending, arm) for ending in ENDINGS for arm in arms}
         self._arrived = Counter("rung_gateway_arrived", "Requests that came, the refused too", registry=registry)
         self._retries = Counter("rung_gateway_retries", "Further tries by their cause", ["reason"], registry=registry)
         self._refused = Counter(
@@ -63,11 +75,39 @@ class GatewayMetrics:
         """Counts a request that came."""
         self._arrived.inc()
 
-    def answered(self, outcome: str, reason: str, took_s: float) -> None:
-        """Counts a request that came to its end, `took_s` after it was read."""
-        requests, seconds = self._endings.get((outcome, reason)) or self._ending(outcome, reason)
+    def answered(self, outcome: str, reason: str, took_s: float, arm: str = "") -> None:
+        """Counts a request that came to its end, `took_s` after it was read; "" for one that has no arm."""
+        requests, seconds = self._endings.get((outcome, reason, arm)) or self._ending(outcome, reason, arm)
         requests.inc()
         seconds.observe(took_s)
+        if (of_arm := self._arm_seconds.get(arm)) is not None and outcome == "ok":
+            of_arm.observe(took_s)
+
+    def copied(self, outcome: str, reason: str) -> None:
+        """Counts a copy of a request that the challenger has come to an end with."""
+        if self._copies is not None:
+            self._copies.labels(outcome, reason).inc()
+
+    def copy_dropped(self) -> None:
+        """Counts a copy that was not made, because too many were under way."""
+        if self._copies_dropped is not None:
+            self._copies_dropped.inc()
+
+    def watch_split(self, splitter: Splitter, shadow: Shadow | None) -> None:
+        """Tells the challenger's share from now on, and in shadow mode of its copies."""
+        registry = self.registry
+        share = Gauge("rung_gateway_challenger_share", "The share of the challenger", registry=registry)
+        share.set_function(lambda: splitter.share)
+        stopped = Gauge("rung_gateway_challenger_stopped", "1 once a guardrail has stopped it", registry=registry)
+        stopped.set_function(lambda: float(bool(splitter.experiment.wanted.stopped)))
+        if shadow is None:
+            return
+        under_way = Gauge("rung_gateway_copies_in_flight", "Copies at the challenger", registry=registry)
+        under_way.set_function(lambda: shadow.outstanding)
+        self._copies = Counter(
+            "rung_gateway_copies", "Copies by outcome and reason", ["outcome", "reason"], registry=registry
+        )
+        self._copies_dropped = Counter("rung_gateway_copies_dropped", "Copies that were not made", registry=registry)
 
     def retried(self, reason: str) -> None:
         """Counts a further try; `reason` is how the one before it ended."""
@@ -93,8 +133,18 @@ class GatewayMetrics:
         """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def _ending(self, outcome: str, reason: str) -> tuple[Counter, Histogram]:
-        return self._requests.labels(outcome, reason), self._seconds.labels(outcome)
+    def _of_arms(self, bounds_s: Sequence[float]) -> dict[str, Histogram]:
+        """A histogram for each arm beside the one of all, whose series stay as they are for those who read them."""
+        if not self._arms:
+            return {}
+        seconds = Histogram(
+            "rung_gateway_arm_seconds", "From read to answered", ["arm"], buckets=bounds_s, registry=self.registry
+        )
+        return {arm: seconds.labels(arm) for arm in self._arms}
+
+    def _ending(self, outcome: str, reason: str, arm: str) -> tuple[Counter, Histogram]:
+        own = (arm,) if self._arms else ()
+        return self._requests.labels(outcome, reason, *own), self._seconds.labels(outcome)
 
 
 class CacheMetrics:

@@ -79,7 +79,7 @@ class Housekeeping:
             "failed",
             failure("model_error", letter.error),
             model.name,
-            model.version,
+            model.answers_as,
             letter.attempts,
             letter.enqueued_s,
             letter.died_s,

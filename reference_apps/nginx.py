@@ -1,11 +1,15 @@
 """The configuration of nginx as a stage's gateway, written from the stage.
 
-    Stage, replicas ──▶ configuration ──▶ nginx.conf ──▶ nginx -t, SIGHUP
+    Stage, replicas, share ──▶ configuration ──▶ nginx.conf ──▶ nginx -t, SIGHUP
                                                 clients ──▶ nginx ──▶ replicas
 
 Nginx's free edition lacks learned and latency-weighted balancing, a bound on sticky load, active probes and a budget of
 retries: a stage that asks it for one of them is refused (stages/fleet_rules.py, stages/unread.py). Nor does it add
 its own times to `x-rung-record`, take off a deadline what has passed of it, or compare keys in constant time.
+
+Of a split it has `split_clients`, whose hash is its own: other users get the challenger than by our gateway, and as few
+change when the share does. It makes no copies without holding up whoever is copied, and counts nothing that a guardrail
+could go by: a stage that asks it for one of them is refused (stages/split_rules.py).
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from stages.arms import arm_of, arms_of
 from stages.fleet import Gateway
 from stages.spec import Stage
+from stages.split import Split
 
 # Idle connections to replicas that each of nginx's workers keeps open.
 IDLE_CONNECTIONS_MAX = 256
@@ -25,6 +31,9 @@ IDLE_CONNECTIONS_MAX = 256
 BODY_IN_MEMORY_MAX_BYTES = 1_048_576
 # What a bearer token may be made of (RFC 6750); nothing of it means anything to nginx.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+
+# Shares are percentages with two digits after the point.
+SHARE_DIGITS = 4
 
 # The directive of each policy; round robin is what nginx does without one.
 _METHODS = {
@@ -45,10 +54,11 @@ def configuration(
     certificate: str | None = None,
     certificate_key: str | None = None,
     api_keys: Sequence[str] = (),
+    challenger_share: float = 0.0,
 ) -> str:
     """The whole nginx.conf for replicas at these addresses (number → host:port).
 
-    `generation` counts the fleet's changes; `/generation` answers with it once nginx has taken the file over.
+    `generation` counts the changes of fleet and share; `/generation` answers with it once nginx has the file.
     Certificate and key are paths as nginx sees them. Raises ValueError for an API key that is no bearer token, and
     for a stage whose gateway is not nginx's to be.
     """
@@ -61,11 +71,12 @@ def configuration(
             *_process(gateway),
             "http {",
             *_indented(_http(stage)),
-            *_indented(_upstream(gateway, addresses)),
+            *_indented(_split(stage.split, challenger_share)),
+            *_indented(_upstreams(stage, gateway, addresses)),
             *_indented(_keys(api_keys)),
             "    server {",
             *_indented(_server(stage, gateway, listen, certificate, certificate_key), 2),
-            *_indented(_locations(gateway, generation, bool(addresses), bool(api_keys)), 2),
+            *_indented(_locations(stage, gateway, generation, addresses, bool(api_keys)), 2),
             *_indented(_problems(stage), 2),
             "    }",
             "}",
@@ -109,14 +120,51 @@ def _http(stage: Stage) -> list[str]:
         # Requests without a key are spread, and not all sent to the replica that an empty key happens to hash to.
         "map $http_x_rung_key $rung_key { '' $rung_request_id; default $http_x_rung_key; }",
         # When no replica is in rotation, nginx names the group instead of an address, or nothing at all.
-        "map $upstream_addr $rung_no_replica { '' 1; '~fleet$' 1; default 0; }",
+        f"map $upstream_addr $rung_no_replica {{ '' 1; '~({'|'.join(map(_group, arms_of(stage)))})$' 1; default 0; }}",
         # Connections are counted only while they carry a request: these are the requests inside.
         "limit_conn_zone $server_port zone=inside:1m;",
     ]
 
 
-def _upstream(gateway: Gateway, addresses: Mapping[int, str]) -> list[str]:
-    """The group of replicas; nothing where there are none, because nginx refuses an empty group."""
+def _split(split: Split | None, share: float) -> list[str]:
+    """Which arm a request is for: the one that it names, or that of its user's place, or of its own."""
+    if split is None:
+        return []
+    # A load test numbers its requests, so that both worlds know which arm each gets.
+    request = "map $http_x_rung_request $rung_number { '' $rung_request_id; default $http_x_rung_request; }"
+    named = "$rung_number"
+    users = []
+    if split.key == "user":
+        users, named = ["map $http_x_rung_user $rung_who { '' $rung_number; default $http_x_rung_user; }"], "$rung_who"
+    percent = f"{100 * share:.2f}%"  # nginx takes none of 0
+    header = split.force_header.replace("-", "_")
+    return [
+        request,
+        *users,
+        *_block(
+            f'split_clients "{split.salt}{named}" $rung_drawn',
+            [*([f"{percent} challenger;"] if round(share, SHARE_DIGITS) > 0.0 else []), "* champion;"],
+        ),
+        f"map $http_{header} $rung_arm {{ champion champion; challenger challenger; default $rung_drawn; }}",
+    ]
+
+
+def _group(arm: str) -> str:
+    """The name of the group of replicas of an arm."""
+    return arm or "fleet"
+
+
+def _upstreams(stage: Stage, gateway: Gateway, addresses: Mapping[int, str]) -> list[str]:
+    """A group of replicas for each arm that has any."""
+    lines = []
+    for arm in arms_of(stage):
+        own = {number: address for number, address in addresses.items() if arm_of(stage, number) == arm}
+        lines += _upstream(_group(arm), gateway, own)
+    return lines
+
+
+def _upstream(group: str, gateway: Gateway, addresses: Mapping[int, str]) -> list[str]:
+    """A group of replicas; nothing where there are none, because nginx refuses an empty group."""
     if not addresses:
         return []
     method = _METHODS[gateway.policy]
@@ -125,9 +173,9 @@ def _upstream(gateway: Gateway, addresses: Mapping[int, str]) -> list[str]:
         f"max_fails={gateway.eject_after} fail_timeout={math.ceil(gateway.eject_s)}s"  # in whole seconds only
     )
     return [
-        "upstream fleet {",
+        f"upstream {group} {{",
         # Shared, so that all workers count the same outstanding requests and failures.
-        "    zone fleet 1m;",
+        f"    zone {group} 1m;",
         *([f"    {method}"] if method else []),
         *(f"    server {address} {limits};  # replica {replica}" for replica, address in addresses.items()),
         f"    keepalive {min(gateway.connections_per_replica, IDLE_CONNECTIONS_MAX)};",
@@ -165,29 +213,32 @@ def _server(
         "keepalive_timeout 75s;",
         "keepalive_requests 1000000;",
         "add_header x-request-id $rung_request_id always;",
+        *([] if stage.split is None else ["add_header x-rung-arm $rung_arm always;"]),
     ]
 
 
-def _locations(gateway: Gateway, generation: int, any_replica: bool, keyed: bool) -> list[str]:
+def _locations(stage: Stage, gateway: Gateway, generation: int, addresses: Mapping[int, str], keyed: bool) -> list[str]:
     """The paths that there are: everything else of a replica (its documentation, its metrics) stays inside."""
     nobody = "return 502;"  # which becomes 503 no_replica below
+    first = arms_of(stage)[0]
+    asked = any(arm_of(stage, number) == first for number in addresses)
     guard = ["if ($rung_allowed = 0) { return 401; }"] if keyed else []
     return [
-        *_block("location = /predict", [*guard, *(_proxied(gateway) if any_replica else [nobody])]),
-        *_block("location = /readyz", _asked(gateway) if any_replica else [nobody]),
+        *_block("location = /predict", [*guard, *(_proxied(stage, gateway) if addresses else [nobody])]),
+        *_block("location = /readyz", _asked(first, gateway) if asked else [nobody]),
         *_block("location = /healthz", ["default_type application/json;", _return(200, {"status": "alive"})]),
         *_block("location = /generation", ["default_type text/plain;", f"return 200 '{generation}';"]),
         *_block("location /", ["return 404;"]),
     ]
 
 
-def _proxied(gateway: Gateway) -> list[str]:
+def _proxied(stage: Stage, gateway: Gateway) -> list[str]:
     return [
         "access_log /dev/stderr rung if=$rung_logged;",
         f"limit_conn inside {gateway.max_in_flight};",
         "limit_conn_status 503;",
         "limit_conn_log_level info;",
-        *_passed_on(),
+        *_passed_on("fleet" if stage.split is None else "$rung_arm"),
         f"proxy_connect_timeout {_seconds(gateway.connect_timeout_s)};",
         f"proxy_send_timeout {_seconds(gateway.upstream_timeout_s)};",
         f"proxy_read_timeout {_seconds(gateway.upstream_timeout_s)};",
@@ -200,14 +251,15 @@ def _proxied(gateway: Gateway) -> list[str]:
     ]
 
 
-def _asked(gateway: Gateway) -> list[str]:
+def _asked(arm: str, gateway: Gateway) -> list[str]:
     timeout = _seconds(gateway.connect_timeout_s)
-    return [*_passed_on(), f"proxy_connect_timeout {timeout};", f"proxy_read_timeout {timeout};"]
+    timeouts = [f"proxy_connect_timeout {timeout};", f"proxy_read_timeout {timeout};"]
+    return [*_passed_on(_group(arm)), *timeouts]
 
 
-def _passed_on() -> list[str]:
+def _passed_on(group: str) -> list[str]:
     return [
-        "proxy_pass http://fleet;",
+        f"proxy_pass http://{group};",
         "proxy_http_version 1.1;",
         'proxy_set_header connection "";',  # kept alive
         "proxy_set_header host $host;",

@@ -33,6 +33,7 @@ NO_KEY = (
 # An id that a client may choose: it stands in logs and headers as it is.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _TICKET = re.compile(rb"[0-9]{1,15}-[0-9]{1,15}")
+_USER = re.compile(rb"[\x21-\x7e]{1,128}")
 _OURS = os.urandom(8).hex().encode()  # of this process; a number follows
 _numbers = itertools.count(1)
 _PASSED_ON = (b"content-type", b"x-rung-shape")
@@ -79,6 +80,14 @@ class Request:
     tried: list[int] = field(default_factory=list)
     digest: bytes = b""  # of what its answer depends on, where there is a cache
     cache: str = ""  # what that had for it: "hit", "joined" or "miss"
+    user: str = ""  # who sends it, if it says so
+    arm: str = ""  # the version of the model that answers it, where there are two
+    forced: bool = False  # it said itself which
+
+    @property
+    def split_as(self) -> str:
+        """What its arm follows from where no user does: its number in a load test, or its id."""
+        return self.request_id.decode("latin-1") if self.number is None else str(self.number)
 
     def headers_with(self, left_s: float) -> list[tuple[bytes, bytes]]:
         """What goes to a replica that has so many seconds for it."""
@@ -107,6 +116,7 @@ def request_of(stage: Stage, headers: Headers, request_id: bytes, began_s: float
         deadline_s=None if waits_s is None else began_s + waits_s,
         gives_up_s=began_s + (limit_s if own_s is None else min(own_s, limit_s)),
         ticket=_ticket_of(headers),
+        user=_user_of(headers),
     )
 
 
@@ -114,6 +124,12 @@ def _ticket_of(headers: Headers) -> str | None:
     """The ticket that a load test gives a request; None where there is none, or nonsense."""
     given = headers.get(b"x-rung-request", b"")
     return given.decode() if _TICKET.fullmatch(given) else None
+
+
+def _user_of(headers: Headers) -> str:
+    """Who sends the request, if it says so and the name is sane."""
+    given = headers.get(b"x-rung-user", b"")
+    return given.decode("ascii") if _USER.fullmatch(given) else ""
 
 
 def reason_of(reply: Reply) -> str:

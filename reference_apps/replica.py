@@ -113,12 +113,10 @@ class Replica:
         from reference_apps.models import load_model
 
         kind = "cuda" if self.stage.device.kind == "cuda" else "cpu"
-        self.model = load_model(self.stage.model, kind, cpu_threads=self.stage.device.cpu_threads)
+        sizes = range(1, min(self.stage.batching.max_batch_size, WARM_BATCH_SIZE_MAX) + 1)
+        threads = self.stage.device.cpu_threads
+        self.model = load_model(self.stage.model, kind, cpu_threads=threads, warm_batch_sizes=sizes)
         self.device = open_device(self.stage, self.model)
-        # PyTorch prepares itself for each new shape: the first batch of a size takes up to three times as long.
-        warm = self.model.examples(min(self.stage.batching.max_batch_size, WARM_BATCH_SIZE_MAX), 0)
-        for size in range(1, len(warm) + 1):
-            self.model.predict(warm[:size])
 
     def open(self) -> None:
         """Starts the device's thread; called on the event loop that will serve."""

@@ -19,6 +19,8 @@ Steps = Generator[None, None, dict[str, Any]]
 def rolling(launcher: Launcher) -> Steps:
     """Replaces every replica by a new one on the same device, one after the other, with no request lost.
 
+    The new ones are of the versions that the stage's aliases are now: this is how a version is deployed, or taken back.
+
     Raises LaunchError where it cannot go on; the replicas that were not replaced by then serve on.
     """
     if launcher.gateway is None:
@@ -26,16 +28,22 @@ def rolling(launcher: Launcher) -> Steps:
             f"{launcher.stage.name}: has no [gateway]: clients go to the replica itself, and nobody could take over "
             "while it is replaced. Restart it without --rolling."
         )
+    moved = launcher.pin()
     replaced = []
-    for old in [replica for replica in launcher.replicas if replica.state in ("starting", "ready", "died")]:
-        if old not in launcher.replicas:  # somebody else has taken it away meanwhile
-            continue
-        new = launcher.add(like=old.number)
-        yield from _joined(launcher, new)
-        launcher.drain(old.number)
-        yield from _gone(launcher, old)
-        replaced.append({"old": old.number, "new": new.number})
-    return {"replaced": replaced}
+    try:
+        for old in [replica for replica in launcher.replicas if replica.state in ("starting", "ready", "died")]:
+            if old not in launcher.replicas:  # somebody else has taken it away meanwhile
+                continue
+            new = launcher.add(like=old.number)
+            yield from _joined(launcher, new)
+            launcher.drain(old.number)
+            yield from _gone(launcher, old)
+            replaced.append({"old": old.number, "new": new.number})
+    finally:
+        if moved and launcher.stage.cache is not None:
+            launcher.forget_answers()
+    version = launcher.stage.model.version
+    return {"replaced": replaced} | ({} if version is None else {"version": version})
 
 
 def _joined(launcher: Launcher, new: Member) -> Generator[None]:

@@ -13,6 +13,7 @@ import typer
 
 from reference_apps import logs, serving
 from reference_apps.obeying import obey
+from reference_apps.registry import pinned
 from reference_apps.replica import Replica
 from stages.spec import load_stage, of_replica
 from stages.terminal import Exit, fail, teaching
@@ -30,7 +31,7 @@ def main(
 ) -> None:
     """Serves one replica until SIGTERM."""
     with teaching():
-        resolved = of_replica(load_stage(stage), replica)
+        resolved = of_replica(pinned(load_stage(stage)), replica)
     logs.configure("replica", replica, resolved.logs.level)
     if guarded:
         serving.drain_when_alone(resolved.lifecycle.drain_timeout_s)

@@ -18,6 +18,7 @@ from reference_apps.broker import BrokerDownError
 from reference_apps.gpu_memory import Card
 from reference_apps.job_store import open_store
 from reference_apps.obeying import obey
+from reference_apps.registry import pinned
 from reference_apps.results import ResultsDownError
 from reference_apps.worker import Worker
 from stages.spec import Stage, load_stage, of_replica
@@ -39,7 +40,7 @@ def main(
 ) -> None:
     """Works for a stage until SIGTERM."""
     with teaching():
-        resolved = of_replica(load_stage(stage), replica)
+        resolved = of_replica(pinned(load_stage(stage)), replica)
     logs.configure("worker", replica, resolved.logs.level)
     if resolved.queue is None:
         fail(f"{resolved.name}: has no [queue]. There is nothing to fetch. Start a replica instead.", Exit.MISUSED)

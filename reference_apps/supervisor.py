@@ -36,8 +36,9 @@ from reference_apps.launchers.member import LaunchError, Member, write_atomicall
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.queue_fleet import QueueFleet
 from reference_apps.restarting import Steps, rolling
-from reference_apps.up import Up, queue_folder, runs_folder, state_file
+from reference_apps.up import Up, feedback_folder, queue_folder, runs_folder, state_file
 from reference_apps.webhook import WebhookError, address
+from stages.arms import arm_of
 from stages.policies.autoscaling import Fleet
 from stages.spec import Stage, load_stage
 
@@ -179,10 +180,13 @@ def supervise(folder: Path, stopping: threading.Event, on: str = "process") -> N
 
 
 def _made(on: str, stage: Stage, folder: Path) -> Launcher:
-    """The stage's launcher. What a queue has accepted outlives `rung down`: it is not in the folder of the run."""
+    """The stage's launcher. What a queue has accepted, and what was answered, outlives `rung down`: it is not in the
+    folder of the run."""
     launcher = _launcher(on)(stage, folder)
     if stage.queue is not None:
         launcher.queue_folder = queue_folder(stage.name)
+    if stage.feedback is not None:
+        launcher.feedback_folder = feedback_folder(stage.name)
     return launcher
 
 
@@ -204,7 +208,7 @@ def _described(stage: Stage, launcher: Launcher, who: dict[str, Any]) -> Up:
         stage=stage.name,
         url=launcher.url,
         folder=str(launcher.folder),
-        replicas=[_row(replica) for replica in launcher.replicas],
+        replicas=[_row(replica) | _arm(stage, replica) for replica in launcher.replicas],
         **who,
         gateway=None if gateway is None else _row(gateway),
         cache=None if launcher.cache is None else _row(launcher.cache),
@@ -216,6 +220,11 @@ def _row(member: Member) -> dict[str, str | int]:
     row: dict[str, str | int] = {"name": member.name, "pid": member.pid, "port": member.port, "url": member.url}
     row["state"] = member.state
     return row if member.number < 0 else {"replica": member.number, **row, "device": member.device}
+
+
+def _arm(stage: Stage, member: Member) -> dict[str, str | int]:
+    """Which version of the model it runs, where there are two."""
+    return {} if stage.split is None else {"arm": arm_of(stage, member.number)}
 
 
 @contextlib.contextmanager

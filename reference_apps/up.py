@@ -169,6 +169,11 @@ def queue_folder(stage_name: str) -> Path:
     return runs_folder() / "queues" / stage_name
 
 
+def feedback_folder(stage_name: str) -> Path:
+    """Where the predictions and labels of a stage that is started by its name are kept, from one start to the next."""
+    return runs_folder() / "feedback" / stage_name
+
+
 def state_file(stage_name: str) -> Path:
     """Where a stage that is up is written down."""
     return runs_folder() / "up" / f"{stage_name}.json"

@@ -278,7 +278,7 @@ class Worker:
             outcome,
             answer,
             self.stage.model.name,
-            self.stage.model.version,
+            self.stage.model.answers_as,
             job.attempt,
             job.enqueued_s,
             now_at,

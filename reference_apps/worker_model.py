@@ -87,11 +87,9 @@ class PlacedModel:
         from reference_apps.models import load_model
 
         kind = "cuda" if self._stage.device.kind == "cuda" else "cpu"
-        model = load_model(self._stage.model, kind, cpu_threads=self._stage.device.cpu_threads)
-        # PyTorch prepares itself for each new shape: the first batch of a size takes up to three times as long.
-        warm = model.examples(min(self._stage.batching.max_batch_size, WARM_BATCH_SIZE_MAX), 0)
-        for size in range(1, len(warm) + 1):
-            model.predict(warm[:size])
+        sizes = range(1, min(self._stage.batching.max_batch_size, WARM_BATCH_SIZE_MAX) + 1)
+        threads = self._stage.device.cpu_threads
+        model = load_model(self._stage.model, kind, cpu_threads=threads, warm_batch_sizes=sizes)
         device = open_device(self._stage, model)
         device.slow(self._factor)
         self.device = device

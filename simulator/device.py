@@ -60,18 +60,33 @@ class Device:
         self._held = until
 
     def run(
-        self, env: Environment, batcher: Batcher, finished: Finished, between_batches_s: float = 0.0
+        self,
+        env: Environment,
+        batcher: Batcher,
+        finished: Finished,
+        between_batches_s: float = 0.0,
+        fails: Callable[[Request], bool] | None = None,
     ) -> Generator[Event, None, None]:
-        """The process that takes batch after batch, and tells `finished` of each, until the batcher is closed."""
+        """The process that takes batch after batch, and tells `finished` of each, until the batcher is closed.
+
+        `fails` says on which requests the model raises.
+        """
         while batch := (yield from batcher.take()):
             yield from self._going_on()
             started_s = env.now
-            finished_s = started_s + self.service_time_s(len(batch))
+            finished_s = started_s + self._takes_s(batch, fails)
             yield At(env, finished_s)
             yield from self._going_on()
             finished_s = env.now
             finished(batch, started_s, finished_s)
             yield At(env, finished_s + between_batches_s, LATE)
+
+    def _takes_s(self, batch: list[Request], fails: Callable[[Request], bool] | None) -> float:
+        """Seconds of a batch. One that fails takes its whole time, and then each of its requests is run alone."""
+        takes_s = self.service_time_s(len(batch))
+        if fails is not None and len(batch) > 1 and any(fails(request) for request in batch):
+            takes_s += sum(self.service_time_s(1) for _ in batch)
+        return takes_s
 
     def _going_on(self) -> Generator[Event, None, None]:
         """Until nothing holds it up any more; at once where nothing does."""
@@ -120,16 +135,17 @@ def service_quantiles(stage: Stage, calibration: Calibration | None) -> dict[int
     """The quantiles of the device time in seconds for every batch size from 1 to the stage's largest.
 
     Those of the calibration where it is one of this device, an emulated one too: its thread takes a little longer than
-    the profile says. Without one an emulated device keeps its profile, slowed down. Sizes between two that were
+    the profile says. Without one an emulated device keeps its profile, slowed down. Either is taken times the factor of
+    the model: a calibration is of the device, whatever version runs on it. Sizes between two that were
     swept are interpolated linearly, quantile by quantile. Raises ValueError for a timed device without a
     calibration, and for sizes that lie outside its sweep.
     """
     sizes = range(1, stage.batching.max_batch_size + 1)
-    device = stage.device
+    device, factor = stage.device, stage.model.known.service_time_factor
     measured = calibration.times_of(device_label(stage)) if calibration else ()
     if device.kind == "emulated" and not measured:
         profile = catalogue.profiles()[str(device.profile)]
-        return {size: Quantiles((profile.service_time_s(size) * device.slowdown,)) for size in sizes}
+        return {size: Quantiles((factor * profile.service_time_s(size) * device.slowdown,)) for size in sizes}
     if calibration is None or not calibration.service_times:
         raise ValueError(_no_times(stage, calibration))
     swept = {times.batch_size: np.asarray(times.quantiles_s) for times in measured or calibration.service_times}
@@ -139,7 +155,7 @@ def service_quantiles(stage: Stage, calibration: Calibration | None) -> dict[int
             f"{max(swept)}, got {sizes[-1]}. A service time beyond that would be a guess. Lower it, or run "
             f"`rung calibrate {stage.name}` again."
         )
-    return {size: Quantiles(_between(swept, size)) for size in sizes}
+    return {size: Quantiles(factor * _between(swept, size)) for size in sizes}
 
 
 def _between(swept: Mapping[int, Floats], size: int) -> Floats:

@@ -21,7 +21,8 @@ from simulator.drills import Failure, rolling, strike
 from simulator.gateway import Gateway
 from simulator.outcomes import fleet_records
 from simulator.probes import keep_probing
-from simulator.run import arrivals
+from simulator.run import arrivals, submitting
+from stages.arms import kinds_of, replicas_of
 from stages.calibration import Calibration, HostCosts
 from stages.records import Records
 from stages.spec import Stage, of_replica
@@ -67,7 +68,7 @@ def drilled(
     costs = (calibration.host, calibration.gateway) if calibration else (HostCosts(), None)
     gateway = Gateway(stage, env, *costs, seed)
     total, window_s = schedule.arrivals_s.size, schedule.duration_s
-    numbers = count(stage.fleet.replicas)
+    numbers = count(replicas_of(stage))
 
     def over() -> bool:
         return bool(env.now >= window_s and gateway.arrived == total and not gateway.in_flight)
@@ -78,7 +79,7 @@ def drilled(
         env.process(keep_probing(env, gateway, config, number, first_probe_s, over))
 
     def add(like: int, started_s: float) -> int:
-        kinds = max(1, len(stage.fleet.profiles))
+        kinds = kinds_of(stage)
         number = next(each for each in numbers if each % kinds == like % kinds)
         join(number, like, started_s, env.now + config.probe_interval_s)
         return number
@@ -87,7 +88,7 @@ def drilled(
         assert isinstance(failure, Failure)
         join(failure.replica, failure.replica, started_s, env.now + config.probe_interval_s)
 
-    for number in range(stage.fleet.replicas):
+    for number in range(replicas_of(stage)):
         join(number, number, 0.0, probe_phase * config.probe_interval_s)
     restarting = None
     if isinstance(failure, Restart):
@@ -96,9 +97,8 @@ def drilled(
         env.process(strike(env, gateway, failure, again))
     looks: list[Look] = []
     env.process(_watch(env, gateway, looks, over))
-    keys, leave_s = schedule.items.tolist(), (schedule.arrivals_s + stage.traffic.timeout_s).tolist()
     arrived_s = gateway.from_clients.arrivals_s(schedule.arrivals_s)
-    env.process(arrivals(env, lambda request: gateway.submit(request, keys[request], leave_s[request]), arrived_s))
+    env.process(arrivals(env, submitting(gateway, schedule, stage.traffic.timeout_s), arrived_s))
     env.run()
     times = {"timeout_s": stage.traffic.timeout_s, "window_s": window_s}
     records = fleet_records(schedule.arrivals_s, schedule.items, gateway.log(), gateway.lives(), **times)

@@ -50,8 +50,12 @@ def simulate(
 
 
 def fits(stage: Stage) -> bool:
-    """Whether the stage is one for this module: an open loop, and a gateway without a cache before a fleet."""
-    return stage.traffic.loop == "open" and stage.gateway is not None and stage.queue is None and stage.cache is None
+    """Whether the stage is one for this module: an open loop, and a gateway with no cache and no split before a fleet.
+
+    And a model that never fails: what fails is run again, one by one.
+    """
+    plain = stage.gateway is not None and stage.queue is None and stage.cache is None and stage.split is None
+    return plain and stage.traffic.loop == "open" and not stage.model.known.crash_share
 
 
 def schedule_of(offered: Traffic, seed: int) -> traffic.Schedule:

@@ -14,7 +14,7 @@ Not modelled: the making of connections, bodies that come late, and keys and TLS
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf, nan
 
@@ -25,17 +25,21 @@ from simulator.device import Device
 from simulator.event_loop import EventLoop, at
 from simulator.host import Hop, Host, less
 from simulator.line import Line
-from simulator.members import Member
+from simulator.members import Member, Pool
 from simulator.outcomes import GatewayLog, Life
 from simulator.passages import Passage, Waits, log_of
 from simulator.replica import Replica, Settled
+from simulator.shadowing import Shadow
+from simulator.splitter import Splitter
+from stages.arms import arm_of, arms_of
 from stages.calibration import GatewayCosts, HostCosts
 from stages.policies import admission as admits
 from stages.policies.balancing import Balancer, ticket_of
+from stages.policies.crashing import item_position
 from stages.policies.health import Health, speaks_against
 from stages.policies.histogram import LatencyCounts
 from stages.policies.retrying import RetryBudget, safe_to_retry
-from stages.spec import Stage
+from stages.spec import Stage, of_replica
 
 __all__ = ["Gateway"]
 
@@ -62,7 +66,9 @@ class Gateway:
         self.arrived = 0  # requests that it has read
         self.in_flight = 0
         self.latencies = LatencyCounts()  # of its answers, from read to answered
-        self._stage, self._env, self._seed = stage, env, seed
+        # Of what a request is for: where its input stands among those that a crashing model may fail on.
+        self.crash_position: Callable[[int | str], float] = item_position
+        self.stage, self._env, self._seed = stage, env, seed
         self._config = config = stage.gateway
         self._settled = settled
         costs = costs or GatewayCosts(
@@ -78,14 +84,18 @@ class Gateway:
                 "reply_quantiles_s": less(costs.back_quantiles_s, self._visit_s),
             }
         )
-        self._balancer = Balancer(config.policy, seed, config.sticky_load_bound)
+        # One a version of the model: each has its replicas, and a balancer that knows no others.
+        self.pools = {arm: Pool(Balancer(config.policy, seed, config.sticky_load_bound)) for arm in arms_of(stage)}
         self._budget = RetryBudget(config.retry_budget_share)
-        self._open: dict[int, int] = {}  # outstanding of each that may be chosen, were none ejected or full
         self._ejections_until_s = -inf
         self._full: set[int] = set()  # those with all the requests that they may have
         self._unready: set[int] = set()  # those whose probes say so
         self._passages: list[Passage] = []
         self._waits = Waits(env, self._give_up)
+        self.splitter = None if stage.split is None else Splitter(stage, env, seed)
+        self._shadow = None
+        if stage.split is not None and stage.split.mode == "shadow":
+            self._shadow = Shadow(self, env, self._loop, self._visit_s)
         self._cached = None
         if stage.cache is not None:
             self._cached = CachedPath(stage, env, self._loop, costs, seed, self._send_on, self._end)
@@ -94,13 +104,20 @@ class Gateway:
         """A replica on that device is ready from now on; it was started at `started_s`. Gives back the replica."""
         now_s, config = self._env.now, self._config
         host = Host(self._host, self._seed, number)
-        replica = Replica(self._stage, self._env, device, host, partial(self._replied, number))
-        line = Line(self._env, partial(self._enter, replica), partial(self._lost, number), config.connect_timeout_s)
+        arm = arm_of(self.stage, number)
+        settled, lost = partial(self._replied, number), partial(self._lost, number)
+        shadow = self._shadow if arm == "challenger" else None
+        if shadow is not None:  # what it has are copies
+            settled, lost = partial(shadow.replied, number), partial(shadow.lost, number)
+        own = of_replica(self.stage, number)
+        replica = Replica(own, self._env, device, host, settled, self._crash_position)
+        enter = replica.submit if shadow is not None else partial(self._enter, replica)
+        line = Line(self._env, enter, lost, config.connect_timeout_s)
         # A new replica is in rotation from its first good probe on.
         health = Health(config.unhealthy_after, config.healthy_after, config.eject_after, config.eject_s)
         started_s = now_s if started_s is None else started_s
-        self.members[number] = Member(replica, host, line, health.after_probe(True), started_s, now_s)
-        self._open[number] = 0
+        self.members[number] = Member(replica, host, line, health.after_probe(True), started_s, now_s, arm)
+        self.pools[arm].open[number] = 0
         return replica
 
     def leave(self, number: int) -> Event:
@@ -108,13 +125,14 @@ class Gateway:
         member = self.members[number]
         if member.gone is None:
             member.gone = self._env.event()
-            self._open.pop(number)
-            self._go_if_done(number)
+            self.pools[member.arm].open.pop(number)
+            self.go_if_done(number)
         return member.gone
 
     def in_rotation(self) -> list[int]:
         """The replicas that may be sent requests now, full ones too."""
-        return [number for number in self._open if self.members[number].health.in_rotation(self._env.now)]
+        numbers = (number for pool in self.pools.values() for number in pool.open)
+        return [number for number in numbers if self.members[number].health.in_rotation(self._env.now)]
 
     def probed(self, number: int, ok: bool) -> None:
         """A probe of the replica has ended."""
@@ -127,13 +145,13 @@ class Gateway:
         for passage in [p for p in self._passages if p.replica == number and not p.over]:
             self._lost(number, passage.request, "upstream_lost", True)
 
-    def submit(self, request: int, key: int | str = 0, leaves_s: float = inf) -> None:
+    def submit(self, request: int, key: int | str = 0, leaves_s: float = inf, user: int | None = None) -> None:
         """Request number `request` is at the gateway now; numbers come in order, from 0. `key` is what it is for:
         sticky balancing goes by it, and so does the cache.
 
-        Its client goes away at `leaves_s` if it has no answer by then.
+        Its client goes away at `leaves_s` if it has no answer by then. `user` is who sent it.
         """
-        passage = Passage(request, key, leaves_s)
+        passage = Passage(request, key, leaves_s, user="" if user is None else str(user))
         self._passages.append(passage)
         seconds = self._visit_s if self._cached is None else partial(self._cached.look, passage)
         self._loop.do(seconds, partial(self._read, passage))
@@ -156,6 +174,8 @@ class Gateway:
         """The event loop has read the request: is it answered by now, is there room, and who gets it?"""
         now_s = passage.in_s = self._env.now
         self.arrived += 1
+        if self.splitter is not None:
+            passage.arm = self.splitter.arm_of(passage)
         if self._cached is not None and passage.cache == "hit":
             self._answer(passage, "", self._cached.to_clients or self._to_clients)
         elif not admits.room(self.in_flight, self._config.max_in_flight):
@@ -170,37 +190,45 @@ class Gateway:
         """The request is computed, if anybody can be had for it."""
         now_s = self._env.now
         self._budget.note_request(now_s)
-        choosable = self._choosable(())
+        pool = self.pools[passage.arm]
+        choosable = self.choosable(pool, ())
         if choosable:
-            self._forward(passage, choosable)
+            self._forward(passage, pool, choosable)
+            if self._shadow is not None:
+                self._shadow.copy(passage)
         else:
-            in_rotation = any(self.members[number].health.in_rotation(now_s) for number in self._open)
+            in_rotation = any(self.members[number].health.in_rotation(now_s) for number in pool.open)
             self._end(passage, "gateway_full" if in_rotation else "no_replica")
 
-    def _choosable(self, tried: Sequence[int]) -> Mapping[int, int]:
-        """Outstanding of each replica that may be chosen: in rotation, with room, and not tried before."""
+    def choosable(self, pool: Pool, tried: Sequence[int]) -> Mapping[int, int]:
+        """Outstanding of each replica of the pool that may be chosen: in rotation, with room, and not tried before."""
         now_s, most = self._env.now, self._config.connections_per_replica
         if not tried and not self._full and not self._unready and now_s >= self._ejections_until_s:
-            return self._open
+            return pool.open
         members = self.members
         return {
             number: count
-            for number, count in self._open.items()
+            for number, count in pool.open.items()
             if number not in tried and admits.room(count, most) and members[number].health.in_rotation(now_s)
         }
 
-    def _forward(self, passage: Passage, choosable: Mapping[int, int]) -> None:
+    def _forward(self, passage: Passage, pool: Pool, choosable: Mapping[int, int]) -> None:
         """Sends the request to the replica that the policy names."""
+        passage.arrived_s = nan
+        self.to_replica(passage, pool, choosable, self._left_s(passage, self._env.now))
+
+    def to_replica(self, passage: Passage, pool: Pool, choosable: Mapping[int, int], deadline_s: float) -> None:
+        """The same for a copy, which nobody waits for."""
         now_s = self._env.now
-        number = self._balancer.choose(passage.key, choosable, now_s, ticket_of(self._seed, passage.request))
-        self._balancer.sent(number, now_s)
+        number = pool.balancer.choose(passage.key, choosable, now_s, ticket_of(self._seed, passage.request))
+        pool.balancer.sent(number, now_s)
         member = self.members[number]
         passage.replica, passage.sent_s = number, now_s
         passage.tried = (*passage.tried, number)
-        arrives_s, passage.arrived_s = member.host.arrival_s(member.sent, now_s), nan
+        arrives_s = member.host.arrival_s(member.sent, now_s)
         member.sent += 1
         self._count(number, +1)
-        line, request, deadline_s = member.line, passage.request, self._left_s(passage, now_s)
+        line, request = member.line, passage.request
         at(self._env, arrives_s, lambda: line.reach(request, deadline_s, member.outstanding))
 
     def _enter(self, replica: Replica, request: int, deadline_s: float) -> None:
@@ -208,9 +236,12 @@ class Gateway:
         self._passages[request].arrived_s = self._env.now
         replica.submit(request, deadline_s)
 
+    def _crash_position(self, request: int) -> float:
+        return self.crash_position(self._passages[request].key)
+
     def _left_s(self, passage: Passage, now_s: float) -> float:
         """The deadline that goes with the request: what is left of the stage's own, and no more than is waited for."""
-        deadline_s, timeout_s = self._stage.admission.deadline_s, self._config.upstream_timeout_s
+        deadline_s, timeout_s = self.stage.admission.deadline_s, self._config.upstream_timeout_s
         return timeout_s if deadline_s is None else max(0.001, min(timeout_s, deadline_s - (now_s - passage.in_s)))
 
     # ---- back ----
@@ -238,25 +269,27 @@ class Gateway:
         """The event loop has read it, unless nobody waits for it any more: try again, or tell the client."""
         if passage.over or passage.replica != number:
             return
-        self._release(passage, ok=not reason)
-        self._note_health(number, not speaks_against(reason))
-        choosable = self._choosable(passage.tried) if reason and self._may_be_repeated(passage, reason, sent) else {}
+        self.release(passage, ok=not reason)
+        self.note_health(number, not speaks_against(reason))
+        pool, again = self.pools[passage.arm], bool(reason) and self._may_be_repeated(passage, reason, sent)
+        choosable = self.choosable(pool, passage.tried) if again else {}
         if choosable and self._budget.may_retry(self._env.now):
-            self._forward(passage, choosable)
+            self._forward(passage, pool, choosable)
         else:
             self._end(passage, "upstream_lost" if reason == "connection" else reason)
-        self._go_if_done(number)
+        self.go_if_done(number)
 
-    def _release(self, passage: Passage, ok: bool) -> None:
+    def release(self, passage: Passage, ok: bool) -> None:
         """The request is not at its replica any more."""
         now_s = self._env.now
         self._count(passage.replica, -1)
-        self._balancer.done(passage.replica, now_s - passage.sent_s, ok, now_s)
+        balancer = self.pools[self.members[passage.replica].arm].balancer
+        balancer.done(passage.replica, now_s - passage.sent_s, ok, now_s)
 
     def _may_be_repeated(self, passage: Passage, reason: str, sent: bool) -> bool:
         return len(passage.tried) <= self._config.retries_max and safe_to_retry(reason, sent)
 
-    def _note_health(self, number: int, ok: bool) -> None:
+    def note_health(self, number: int, ok: bool) -> None:
         member, now_s = self.members[number], self._env.now
         member.health = member.health.after_request(ok, now_s)
         self._ejections_until_s = max(self._ejections_until_s, member.health.ejected_until_s)
@@ -274,6 +307,8 @@ class Gateway:
         passage.replied_s = now_s + to_client.one_s(passage.request)
         if self._settled is not None:
             self._settled(passage.request, passage.replied_s, reason)
+        if self.splitter is not None:
+            self.splitter.ended(passage, passage.arm, reason)
         if self._cached is not None:
             self._cached.over(passage)
 
@@ -282,13 +317,13 @@ class Gateway:
         member = self.members[number]
         member.count(change, self._env.now)
         if member.gone is None:
-            self._open[number] = member.outstanding
+            self.pools[member.arm].open[number] = member.outstanding
         if admits.room(member.outstanding, self._config.connections_per_replica):
             self._full.discard(number)
         else:
             self._full.add(number)
 
-    def _go_if_done(self, number: int) -> None:
+    def go_if_done(self, number: int) -> None:
         """A replica that is leaving is gone when it has nothing outstanding."""
         member = self.members.get(number)
         if member is not None and member.gone is not None and not member.outstanding:
@@ -296,7 +331,7 @@ class Gateway:
             member.left_s = self._env.now
             self.left.append((number, self.members.pop(number)))
             self._unready.discard(number)
-            self._balancer.forget(number)
+            self.pools[member.arm].balancer.forget(number)
             member.gone.succeed()
 
     def _give_up(self, passage: Passage) -> None:
@@ -306,9 +341,9 @@ class Gateway:
         """
         number, left = passage.replica, self._env.now >= passage.leaves_s
         if number >= 0:
-            self._release(passage, ok=False)
+            self.release(passage, ok=False)
             if not left:
-                self._note_health(number, ok=False)
+                self.note_health(number, ok=False)
         if not left:
             self._end(passage, "upstream_timeout")
         else:
@@ -317,4 +352,4 @@ class Gateway:
             if self._cached is not None:
                 self._cached.over(passage)
         if number >= 0:
-            self._go_if_done(number)
+            self.go_if_done(number)

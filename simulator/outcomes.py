@@ -13,17 +13,17 @@ No twin: the running stack's clients keep the record (loadtests).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 
 from simulator.draws import Floats
 from simulator.host import Host, Ints
-from stages.records import BATCHES, CACHE, OUTCOMES, REASONS, REPLICAS, REQUESTS, Records
+from stages.records import ARMS, BATCHES, CACHE, OUTCOMES, REASONS, REPLICAS, REQUESTS, Records
 
-ANSWERED, QUEUE_FULL, DEADLINE, CLIENT_TIMEOUT = (
-    REASONS.index(name) for name in ("", "queue_full", "deadline", "client_timeout")
+ANSWERED, QUEUE_FULL, DEADLINE, CLIENT_TIMEOUT, MODEL_ERROR = (
+    REASONS.index(name) for name in ("", "queue_full", "deadline", "client_timeout", "model_error")
 )
 # Reason → outcome: what the running gateway's status says to a client (503, 504, 502).
 OUTCOME_OF = {
@@ -56,6 +56,8 @@ class ReplicaLog:
     shed: Ints  # request numbers
     expired: Ints  # request numbers
     expired_s: Floats  # when each of those was dropped
+    # Of the served: those that the model failed on.
+    crashed: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class GatewayLog:
     replicas: Ints  # the last that it was sent to; -1 for none
     tries: Ints
     caches: list[str]  # of stages.records.CACHE
+    arms: list[str]  # of stages.records.ARMS
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def to_records(
     replied_s[log.shed] = host.refusals_s(arrived_s[log.shed], log.shed)
     replied_s[log.expired] = host.refusals_s(log.expired_s, log.expired)
     reason = np.full(scheduled_s.size, ANSWERED, dtype=np.int8)
-    reason[log.shed], reason[log.expired] = QUEUE_FULL, DEADLINE
+    reason[log.shed], reason[log.expired], reason[log.crashed] = QUEUE_FULL, DEADLINE, MODEL_ERROR
     columns: _Columns = {
         "gateway_in_s": _never(scheduled_s.size, pl.Float64),
         "arrived_s": arrived_s,
@@ -117,6 +120,7 @@ def to_records(
         "replica": np.zeros(scheduled_s.size, dtype=np.int64),
         "tries": _never(scheduled_s.size, pl.Int64),
         "cache": _enum(CACHE, np.zeros(scheduled_s.size, dtype=np.int8)),
+        "arm": _enum(ARMS, np.zeros(scheduled_s.size, dtype=np.int8)),
     }
     lives = [Life(0, device_label, log)]
     return _records(scheduled_s, items, columns, replied_s, reason, lives, timeout_s, window_s)
@@ -136,6 +140,7 @@ def fleet_records(
         "replica": pl.select(pl.when(replicas >= 0).then(replicas)).to_series(),
         "tries": log.tries,
         "cache": pl.Series(log.caches, dtype=pl.Enum(CACHE)),
+        "arm": pl.Series(log.arms, dtype=pl.Enum(ARMS)),
     }
     return _records(scheduled_s, items, columns, log.replied_s, reason, lives, timeout_s, window_s)
 

@@ -38,6 +38,8 @@ class Passage:
     reason: str = "unfinished"
     over: bool = False
     cache: str = ""  # what a look into the cache gave, of stages.records.CACHE
+    user: str = ""  # who sent it
+    arm: str = ""  # the version that it is for, of stages.records.ARMS
 
 
 def log_of(passages: Sequence[Passage]) -> GatewayLog:
@@ -51,6 +53,7 @@ def log_of(passages: Sequence[Passage]) -> GatewayLog:
         replicas=np.array([p.replica for p in passages], dtype=np.int64),
         tries=np.array([len(p.tried) for p in passages], dtype=np.int64),
         caches=[p.cache for p in passages],
+        arms=[p.arm for p in passages],
     )
 
 

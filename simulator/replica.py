@@ -5,7 +5,7 @@
 
 The form that fits anywhere: behind a gateway, or with users who wait for their replies. Where all arrivals of a
 single replica are known up front, simulator/ahead.py does the same with less work. Twin: reference_apps/replica.py.
-Not modelled: start-up, models that fail, and bad inputs.
+Not modelled: start-up, bad inputs, and models that fail by chance: one fails on the same inputs each time, or on none.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from simulator.batcher import Batcher, Request
 from simulator.device import Device
 from simulator.host import Host
 from simulator.outcomes import ReplicaLog
+from stages.policies.crashing import crashes
 from stages.spec import Stage
 
 __all__ = ["Replica"]
@@ -30,11 +31,18 @@ Settled = Callable[[int, float, str], None]
 class Replica:
     """The server of one model on one device, from now on. `settled` is told of each request once its end is known.
 
-    `replica.device.slow(factor)` slows it down.
+    `replica.device.slow(factor)` slows it down. `crash_position` says where the input of a request is in [0, 1): the
+    model fails on those below its crash share.
     """
 
     def __init__(
-        self, stage: Stage, env: Environment, device: Device, host: Host, settled: Settled | None = None
+        self,
+        stage: Stage,
+        env: Environment,
+        device: Device,
+        host: Host,
+        settled: Settled | None = None,
+        crash_position: Callable[[int], float] | None = None,
     ) -> None:
         self.batcher = Batcher(stage.batching, stage.admission, env, host.wake_s)
         self.device = device
@@ -43,12 +51,15 @@ class Replica:
         self._host = host
         self._settled = settled
         self._deadline_s = stage.admission.deadline_s
+        self._crash_share, self._crash_position = stage.model.known.crash_share, crash_position
         self._closed = False
         self._batches: list[tuple[float, float, int]] = []
         self._served: list[int] = []
         self._shed: list[int] = []
+        self._crashed: list[int] = []
         self._expired: list[tuple[int, float]] = []
-        env.process(device.run(env, self.batcher, self._finished, host.between_batches_s))
+        fails = self._fails if self._crash_share and crash_position is not None else None
+        env.process(device.run(env, self.batcher, self._finished, host.between_batches_s, fails))
 
     def submit(self, request: int, deadline_s: float | None = None) -> bool:
         """Request number `request` is in the replica now. False: it was refused.
@@ -79,6 +90,7 @@ class Replica:
             shed=np.array(self._shed, dtype=np.int64),
             expired=np.array(expired, dtype=np.int64),
             expired_s=np.array(expired_s, dtype=np.float64),
+            crashed=np.array(self._crashed, dtype=np.int64),
         )
 
     def _finished(self, batch: list[Request], started_s: float, finished_s: float) -> None:
@@ -86,9 +98,17 @@ class Replica:
         self._batches.append((started_s, finished_s, len(batch)))
         self.busy_s += finished_s - started_s
         self._served += [request.number for request in batch]
+        crashed = [request.number for request in batch if self._fails(request)] if self._crash_share else []
+        self._crashed += crashed
         if self._settled is not None:
             for place, request in enumerate(batch):
-                self._settled(request.number, self._host.answer_s(finished_s, number, place), "")
+                reason = "model_error" if request.number in crashed else ""
+                self._settled(request.number, self._host.answer_s(finished_s, number, place), reason)
+
+    def _fails(self, request: Request) -> bool:
+        """Whether the model raises on what the request asks."""
+        position = self._crash_position
+        return position is not None and crashes(position(request.number), self._crash_share)
 
     def _expired_in_queue(self, request: Request) -> None:
         self._expired.append((request.number, self._env.now))

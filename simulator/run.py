@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf
 
 import numpy as np
 from simpy import Environment, Event
@@ -30,11 +31,14 @@ from simulator.outcomes import ReplicaLog, fleet_records, to_records
 from simulator.queued import Jobs, QueueFleet
 from simulator.replica import Replica
 from stages import traffic
+from stages.arms import replicas_of
 from stages.calibration import Calibration, HostCosts
+from stages.policies.crashing import item_position
 from stages.records import Records, looks_frame
 from stages.spec import Stage, device_label, mean_rate_rps, of_replica
 
 Serve = Callable[[Stage, Floats, Device, Host], ReplicaLog]
+CrashPosition = Callable[[int | str], float]
 
 
 def simulate(
@@ -46,12 +50,14 @@ def simulate(
     devices: Sequence[Device] | None = None,
     serve: Serve = ahead.serve,
     slowdowns: Sequence[Slowdown] = (),
+    crash_position: CrashPosition = item_position,
 ) -> Records:
     """The predicted record of a run of the stage, drained: every request of the schedule has its outcome.
 
     `schedule` stands in for the stage's own open loop, `seed` for the traffic's, `devices` (one a replica) for those
     that stage and calibration describe. `serve` says how the open loop of a replica without a gateway is worked
-    through: both ways give the same record. `slowdowns` slow devices during the run.
+    through: both ways give the same record. `slowdowns` slow devices during the run. `crash_position` says where an
+    item stands in [0, 1): a version that crashes on a share of all inputs fails on those below it.
     Without a calibration the host takes no time. Raises ValueError when nothing says how long a batch takes, for a
     closed loop with a schedule, and for several replicas without a gateway or a queue.
     """
@@ -62,14 +68,16 @@ def simulate(
         schedule = schedule or traffic.schedule(stage.traffic, seed=seed)
     devices = devices or open_devices(stage, calibration, seed)
     if stage.gateway is not None or stage.queue is not None:
-        return _through_door(stage, schedule, calibration, seed, devices, slowdowns)
+        return _through_door(stage, schedule, calibration, seed, devices, slowdowns, crash_position)
     if len(devices) != 1:
         raise ValueError(f"fleet.replicas: must be 1 without a [gateway], got {len(devices)}. Add one, or lower it.")
-    if slowdowns:
-        serve = partial(serve_by_event, slowdowns=slowdowns)
+    if schedule is not None and (slowdowns or stage.model.known.crash_share):
+        asked = schedule.items.tolist()
+        of_request = partial(_of_request, crash_position, asked)
+        serve = partial(serve_by_event, slowdowns=slowdowns, crash_position=of_request)
     host = Host(calibration.host if calibration else HostCosts(), seed)
     if schedule is None:
-        scheduled_s, items, arrived_s, log = _closed_loop(stage, devices[0], host, seed, slowdowns)
+        scheduled_s, items, arrived_s, log = _closed_loop(stage, devices[0], host, seed, slowdowns, crash_position)
     else:
         scheduled_s, items, arrived_s = schedule.arrivals_s, schedule.items, host.arrivals_s(schedule.arrivals_s)
         log = serve(stage, arrived_s, devices[0], host)
@@ -83,7 +91,7 @@ def simulate(
 
 def open_devices(stage: Stage, calibration: Calibration | None, seed: int) -> list[Device]:
     """The device of each replica of the fleet. Raises ValueError when nothing says how long a batch takes."""
-    return [device_of(stage, calibration, seed, number) for number in range(stage.fleet.replicas)]
+    return [device_of(stage, calibration, seed, number) for number in range(replicas_of(stage))]
 
 
 def device_of(stage: Stage, calibration: Calibration | None, seed: int, number: int) -> Device:
@@ -92,15 +100,26 @@ def device_of(stage: Stage, calibration: Calibration | None, seed: int, number: 
 
 
 def serve_by_event(
-    stage: Stage, arrivals_s: Floats, device: Device, host: Host, *, slowdowns: Sequence[Slowdown] = ()
+    stage: Stage,
+    arrivals_s: Floats,
+    device: Device,
+    host: Host,
+    *,
+    slowdowns: Sequence[Slowdown] = (),
+    crash_position: Callable[[int], float] | None = None,
 ) -> ReplicaLog:
     """What `ahead.serve` gives, an event a request: the way for replicas whose arrivals are not known up front."""
     env = Environment()
-    replica = Replica(stage, env, device, host)
+    replica = Replica(stage, env, device, host, None, crash_position)
     slow_down(env, {0: device}, slowdowns)
     env.process(arrivals(env, replica.submit, arrivals_s))
     env.run()
     return replica.log()
+
+
+def _of_request(position: CrashPosition, items: Sequence[int], request: int) -> float:
+    """Where the input of a request stands, given what each request is for."""
+    return position(items[request])
 
 
 def arrivals(env: Environment, submit: Callable[[int], object], arrivals_s: Floats) -> Generator[Event, None, None]:
@@ -118,6 +137,7 @@ def _through_door(
     seed: int,
     devices: Sequence[Device],
     slowdowns: Sequence[Slowdown],
+    crash_position: CrashPosition,
 ) -> Records:
     """The record of a run through the gateway of the stage, or through its queue."""
     env = Environment()
@@ -130,6 +150,7 @@ def _through_door(
         door = Jobs(stage, env, *costs, seed, settled)
     else:
         door = Gateway(stage, env, *costs, seed, settled)
+        door.crash_position = crash_position
     for number, device in enumerate(devices):
         door.join(number, device)
     slow_down(env, dict(enumerate(devices)), slowdowns)
@@ -147,16 +168,20 @@ def _through_door(
             fleet = ScaledFleet(env, door, another, len(devices), over)
         autoscaler = Autoscaler(stage.scaling, env, fleet, len(devices), over)
     if schedule is None:
-        users.begin(
-            door.from_clients.arrival_s, lambda request, item: door.submit(request, item, users.leaves_s(request))
-        )
+
+        def submit(request: int, item: int) -> None:
+            if isinstance(door, Gateway):
+                door.submit(request, item, users.leaves_s(request), users.senders[request])
+            else:
+                door.submit(request, item, users.leaves_s(request))
+
+        users.begin(door.from_clients.arrival_s, submit)
         env.run()
         scheduled_s, items = users.scheduled_s, users.items
     else:
         scheduled_s, items = schedule.arrivals_s, schedule.items
-        keys, leave_s = items.tolist(), (scheduled_s + stage.traffic.timeout_s).tolist()
-        arrived_s = door.from_clients.arrivals_s(scheduled_s)
-        env.process(arrivals(env, lambda number: door.submit(number, keys[number], leave_s[number]), arrived_s))
+        submit_it = submitting(door, schedule, stage.traffic.timeout_s)
+        env.process(arrivals(env, submit_it, door.from_clients.arrivals_s(scheduled_s)))
         env.run()
     lives = [*door.lives(), *(fleet.never_served() if fleet else ())]
     timeout_s = stage.traffic.timeout_s
@@ -164,13 +189,28 @@ def _through_door(
     return replace(records, scaling=looks_frame(autoscaler.looks)) if autoscaler else records
 
 
+def submitting(door: Gateway | Jobs, schedule: traffic.Schedule, timeout_s: float) -> Callable[[int], None]:
+    """What has request `number` of the schedule come to the door."""
+    keys, leave_s = schedule.items.tolist(), (schedule.arrivals_s + timeout_s).tolist()
+    who = None if schedule.users is None else schedule.users.tolist()
+    if isinstance(door, Gateway):
+        return lambda number: door.submit(number, keys[number], leave_s[number], None if who is None else who[number])
+    return lambda number: door.submit(number, keys[number], leave_s[number])
+
+
 def _closed_loop(
-    stage: Stage, device: Device, host: Host, seed: int, slowdowns: Sequence[Slowdown]
+    stage: Stage,
+    device: Device,
+    host: Host,
+    seed: int,
+    slowdowns: Sequence[Slowdown],
+    crash_position: CrashPosition,
 ) -> tuple[Floats, np.ndarray, Floats, ReplicaLog]:
     """Scheduled times, items and arrivals in the order of sending, and what the replica did with them."""
     env = Environment()
     users = Users(stage, env, seed)
-    replica = Replica(stage, env, device, host, users.settled)
+    of_request = partial(_of_request, crash_position, users.listed)
+    replica = Replica(stage, env, device, host, users.settled, of_request)
     slow_down(env, {0: device}, slowdowns)
     users.begin(host.arrival_s, lambda request, _: replica.submit(request))
     env.run()
@@ -187,7 +227,8 @@ class Users:
     def __init__(self, stage: Stage, env: Environment, seed: int) -> None:
         self._traffic, self._env, self._seed = stage.traffic, env, seed
         self._scheduled_s: list[float] = []
-        self._items: list[int] = []
+        self.listed: list[int] = []  # what each request was for, in the order of sending
+        self.senders: list[int] = []  # who sent each
         self._arrived_s: list[float] = []
         self._waiting: dict[int, Event] = {}  # request → the user who waits for it
 
@@ -195,7 +236,7 @@ class Users:
         """Sends the users off: `arrival_s(request, sent_s)` says when a request is there, `submit(request, item)`
         has it come."""
         self._arrival_s, self._submit = arrival_s, submit
-        for user in range(self._traffic.users):
+        for user in range(self._traffic.closed_users):
             self._env.process(self._user(user))
 
     @property
@@ -206,7 +247,7 @@ class Users:
     @property
     def items(self) -> np.ndarray:
         """What each was for."""
-        return np.array(self._items, dtype=np.int64)
+        return np.array(self.listed, dtype=np.int64)
 
     @property
     def arrived_s(self) -> Floats:
@@ -229,14 +270,15 @@ class Users:
             if send_s >= self._traffic.duration_s:
                 return
             yield At(env, send_s)
-            yield self._sent(item)
+            yield self._sent(user, item)
 
-    def _sent(self, item: int) -> Event:
+    def _sent(self, user: int, item: int) -> Event:
         """Sends a request now; the event is the user's return to thinking."""
         env, number = self._env, len(self._scheduled_s)
         arrived_s = self._arrival_s(number, env.now)
         self._scheduled_s.append(env.now)
-        self._items.append(item)
+        self.listed.append(item)
+        self.senders.append(user)
         self._arrived_s.append(arrived_s)
         self._waiting[number] = back = env.event()
         self._at(arrived_s, lambda: self._submit(number, item))
@@ -257,12 +299,27 @@ def capacity_rps(stage: Stage, calibration: Calibration | None = None) -> float:
     """The most requests per second that the replicas compute together, and no more than the gateway's loop passes on.
 
     A replica's is the best of n / (service time + gap) over batch sizes n. What a cache answers comes on top; the loop
-    of a queue's jobs API counts like a gateway's. Raises ValueError when nothing says how long a batch takes.
+    of a queue's jobs API counts like a gateway's. With [split] neither arm may be given more than it can do.
+    Raises ValueError when nothing says how long a batch takes.
     """
-    fleet_rps = sum(_replica_rps(of_replica(stage, n), calibration) for n in range(stage.fleet.replicas))
+    fleet_rps = _fleet_rps(stage, calibration)
     has_door = stage.gateway is not None or stage.queue is not None
     busy_s = calibration.gateway.busy_s if has_door and calibration and calibration.gateway else 0.0
     return min(fleet_rps, 1 / busy_s) if busy_s else fleet_rps
+
+
+def _fleet_rps(stage: Stage, calibration: Calibration | None) -> float:
+    """What the replicas compute together. With two arms, the rate at which the first of them has all it can do."""
+    each = [_replica_rps(of_replica(stage, n), calibration) for n in range(replicas_of(stage))]
+    champions_rps, challengers_rps = sum(each[: stage.fleet.replicas]), sum(each[stage.fleet.replicas :])
+    split = stage.split
+    if split is None or split.mode == "shadow":
+        return champions_rps
+    least = most = split.challenger_share
+    if split.ramp is not None:
+        least, most = min(split.ramp.shares), max(split.ramp.shares)
+    of_champions = champions_rps / (1.0 - least) if least < 1.0 else inf
+    return min(of_champions, challengers_rps / most if most > 0.0 else inf)
 
 
 def _replica_rps(stage: Stage, calibration: Calibration | None) -> float:
@@ -277,7 +334,7 @@ def beyond_calibration(stage: Stage, calibration: Calibration) -> list[str]:
     model = f"{stage.model.name}"
     if stage.name != calibration.stage:
         notes.append(f"Calibrated on the stage {calibration.stage}: the host's costs of {stage.name} may differ.")
-    for label in dict.fromkeys(device_label(of_replica(stage, n)) for n in range(stage.fleet.replicas)):
+    for label in dict.fromkeys(device_label(of_replica(stage, n)) for n in range(replicas_of(stage))):
         if label != calibration.device and label not in calibration.other_devices:
             notes.append(f"Calibrated on the device {calibration.device}, not on {label}.")
         swept = {times.batch_size for times in calibration.times_of(label)}
@@ -287,6 +344,8 @@ def beyond_calibration(stage: Stage, calibration: Calibration) -> list[str]:
             notes.append(f"Batches of {sizes} were not in the sweep: their times are interpolated.")
     if model not in calibration.model:
         notes.append(f"Calibrated with the model {calibration.model}, not with {model}.")
+    if stage.queue is not None and stage.model.known.crash_share:
+        notes.append("The inputs that this version crashes on are left out: the predicted workers never fail.")
     if stage.gateway is not None and calibration.gateway is None:
         notes.append("Calibrated without a gateway: the time that it takes itself is left out.")
     elif stage.cache is not None and calibration.gateway is not None and calibration.gateway.hit_busy_s is None:

@@ -5,7 +5,16 @@ The rules themselves (bounds, choices, patterns) stand beside the keys in stages
 
 from __future__ import annotations
 
-from stages import alert_advice, cache_advice, cost_advice, fleet_advice, queue_advice, scaling_advice
+from stages import (
+    alert_advice,
+    cache_advice,
+    cost_advice,
+    feedback_advice,
+    fleet_advice,
+    queue_advice,
+    scaling_advice,
+    split_advice,
+)
 
 _UNIT_OF_ENDING = {
     "_s": "seconds",
@@ -31,6 +40,8 @@ _UNIT_OF_KEY = {
     **fleet_advice.UNITS,
     **cost_advice.UNITS,
     **queue_advice.UNITS,
+    **feedback_advice.UNITS,
+    **split_advice.UNITS,
 }
 
 _NO_RATE = ("Nothing would arrive.", "Give the rate in requests per second.")
@@ -45,7 +56,21 @@ ADVICE: dict[str, tuple[str, str]] = {
     "overload": ("It says that more may arrive than can be served.", "Write overload = true, or leave it out."),
     "model": ("There would be nothing to serve.", 'Write [model] with name = "digits".'),
     "model.name": ("It says what is served.", 'Use "digits" to begin with, or add yours in reference_apps/models/.'),
-    "model.version": ("Every answer names the version that gave it.", 'Write version = "1".'),
+    "model.version": (
+        "It says which version out of the registry answers.",
+        'Write version = "champion", or leave it out for the weights that come with the project.',
+    ),
+    "model.registry": (
+        "Versions of models are read out of a folder.",
+        "Give its path, seen from the stage file, or leave it out for the one of the runs.",
+    ),
+    "model.facts": ("They stand in for what the version's metadata say.", "Write [model.facts], or leave it out."),
+    "model.facts.service_time_factor": (
+        "Nothing makes a model faster than its device.",
+        "Use 1.0 for the device's own time.",
+    ),
+    "model.facts.crash_share": ("It is a share of all inputs.", "Use 0.001 for one in a thousand."),
+    "model.facts.accuracy": ("It is a share of the answers.", "Use 0.97 for 97 %."),
     "model.weights": ("The model would have no weights.", "Give the path of a .safetensors file."),
     "model.image_size_px": ("resnet50 halves an image five times.", "Use 224 as ImageNet does."),
     "model.memory_gib": (
@@ -129,7 +154,7 @@ ADVICE: dict[str, tuple[str, str]] = {
         "By Zipf's law item k is asked for 1 / k ** exponent as often as item 1.",
         'Use 1.0, or popularity = "uniform" for no difference.',
     ),
-    "traffic.users": ("A closed loop is made of users.", "Use 10."),
+    "traffic.users": ("A closed loop is made of users, and so is whoever is split.", "Use 10 for a closed loop."),
     "traffic.think_time_s": ("A user cannot ask before the reply is there.", "Use 1.0, or 0.0 to ask at once."),
     "traffic.timeout_s": ("Clients would give up before any answer.", "Use 10.0."),
     "traffic.input_format": ("Inputs are sent in no other form.", 'Use "raw" for the least work on the host.'),
@@ -142,6 +167,8 @@ ADVICE: dict[str, tuple[str, str]] = {
     **cost_advice.ADVICE,
     **cache_advice.ADVICE,
     **queue_advice.ADVICE,
+    **feedback_advice.ADVICE,
+    **split_advice.ADVICE,
 }
 
 # The same for values that are too high, where more can be said than that it must be a slip.
@@ -151,6 +178,10 @@ TOO_HIGH: dict[str, tuple[str, str]] = {
     **scaling_advice.TOO_HIGH,
     **cache_advice.TOO_HIGH,
     **queue_advice.TOO_HIGH,
+    **feedback_advice.TOO_HIGH,
+    **split_advice.TOO_HIGH,
+    "model.facts.crash_share": ("A model cannot fail on more than all inputs.", "Use 0.001 for one in a thousand."),
+    "model.facts.accuracy": ("No model is right more often than always.", "Use 0.97 for 97 %."),
     "slo.share": ("No service keeps a promise to every single request.", "Use 0.95 for 95 %."),
     "traffic.rate.amplitude": ("The rate would fall below zero at night.", "Use 0.8."),
     "admission.max_queue_length": (

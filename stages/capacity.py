@@ -53,28 +53,36 @@ class FleetCapacity:
         return f"{self.rps:.1f} requests per second ({'; '.join(parts)})"
 
 
-def emulated_capacity(device: Device, batching: Batching) -> Capacity | None:
-    """The capacity of an emulated device; None for a timed device, and where the profile does not reach so far."""
+def emulated_capacity(device: Device, batching: Batching, factor: float = 1.0) -> Capacity | None:
+    """The capacity of an emulated device on which every batch of the model takes `factor` times the device's time.
+
+    None for a timed device, and where the profile does not reach so far.
+    """
     profile = catalogue.profiles().get(device.profile or "")
     if device.kind != "emulated" or profile is None or batching.max_batch_size > profile.max_batch_size:
         return None
     sizes = range(1, batching.max_batch_size + 1)
     best = max(sizes, key=lambda n: n / profile.service_time_s(n))
     slower = f" at slowdown {device.slowdown:g}" if device.slowdown != 1 else ""
+    if factor != 1:
+        slower += f", a model {factor:g} times slower"
     return Capacity(
-        rps=capacity_rps(profile.service_time_s, batching.max_batch_size) / device.slowdown,
+        rps=capacity_rps(profile.service_time_s, batching.max_batch_size) / (device.slowdown * factor),
         batch_size=best,
-        service_time_s=profile.service_time_s(best) * device.slowdown,
+        service_time_s=profile.service_time_s(best) * device.slowdown * factor,
         device=f"{profile.name}{slower}",
     )
 
 
-def fleet_capacity(device: Device, batching: Batching, fleet: Fleet) -> FleetCapacity | None:
-    """The capacity of all replicas of an emulated device; None where that of one of them is not known."""
+def fleet_capacity(device: Device, batching: Batching, fleet: Fleet, factor: float = 1.0) -> FleetCapacity | None:
+    """The capacity of all replicas of an emulated device; None where that of one of them is not known.
+
+    `factor` is that of `emulated_capacity`.
+    """
     counts = Counter(device_of_replica(device, fleet, number) for number in range(fleet.replicas))
     parts = []
     for each, replicas in counts.items():
-        capacity = emulated_capacity(each, batching)
+        capacity = emulated_capacity(each, batching, factor)
         if capacity is None:
             return None
         parts.append((replicas, capacity))

@@ -129,7 +129,8 @@ def _capacity(stage: Stage) -> FleetCapacity | None:
     """What all replicas carry, once there are as many as there may be."""
     from stages.capacity import fleet_capacity, largest
 
-    return fleet_capacity(stage.device, stage.batching, largest(stage.fleet, stage.scaling))
+    factor = stage.model.known.service_time_factor
+    return fleet_capacity(stage.device, stage.batching, largest(stage.fleet, stage.scaling), factor)
 
 
 def _summary(stage: Stage, overview: dict[str, Any]) -> list[str]:
@@ -139,6 +140,13 @@ def _summary(stage: Stage, overview: dict[str, Any]) -> list[str]:
         noun = "replica" if stage.fleet.replicas == 1 else "replicas"
         engine = ", by nginx" if gateway.engine == "nginx" else ""
         lines.append(f"Gateway: {gateway.policy} over {stage.fleet.replicas} {noun}{engine}")
+    if (split := stage.split) is not None:
+        noun = "replica" if split.challenger_replicas == 1 else "replicas"
+        gets = "copies" if split.mode == "shadow" else "the requests"
+        share = f"{100 * split.challenger_share:g} %"
+        if split.ramp is not None:
+            share = ", then ".join(f"{100 * each:g} %" for each in split.ramp.shares)
+        lines.append(f"Split: {split.challenger} on {split.challenger_replicas} {noun} gets {share} of {gets}")
     if (cache := stage.cache) is not None:
         lines.append(f"Cache: {cache.policy}, {cache.max_bytes:,} bytes, store {cache.store}")
     if (queue := stage.queue) is not None:
@@ -153,7 +161,8 @@ def _summary(stage: Stage, overview: dict[str, Any]) -> list[str]:
             beside = "gateway" if stage.gateway is not None else "jobs API"
             lines.append(f"Cost of the machine of its {beside}: {hosts_described(stage.cost)}")
     if overview["rate_rps"] is None:
-        lines.append(f"Traffic: {traffic.users} users, who think for {traffic.think_time_s:g} s between requests")
+        users, think_s = traffic.closed_users, traffic.think_time_s
+        lines.append(f"Traffic: {users} users, who think for {think_s:g} s between requests")
         return lines
     requests = overview["rate_rps"] * traffic.duration_s
     lines.append(

@@ -95,9 +95,7 @@ def from_pydantic(model: type[BaseModel], errors: Iterable[ErrorDetails]) -> Ite
             case "string_too_short":
                 yield Problem(key, "must not be empty", shown(value), *ADVICE[key])
             case "string_pattern_mismatch":
-                variable = "must be the name of an environment variable: capitals, digits and underscores"
-                rule = variable if key.endswith("_env") else "must be lower-case words joined by hyphens"
-                yield Problem(key, rule, shown(value), *ADVICE[key])
+                yield Problem(key, _pattern(key), shown(value), *ADVICE[key])
             case _:
                 yield _wrong_type(key, kind, value)
 
@@ -116,6 +114,15 @@ def _not_a_choice(key: str, choices: list[str], value: Any) -> Problem:
     if isinstance(value, str):
         remedy = did_you_mean(value, choices, remedy)
     return Problem(key, f"must be {', '.join(others)} or {last}", shown(value), consequence, remedy)
+
+
+def _pattern(key: str) -> str:
+    """What the text of a key must look like, in words."""
+    if key.endswith("_env"):
+        return "must be the name of an environment variable: capitals, digits and underscores"
+    if key in ("model.version", "split.champion", "split.challenger"):
+        return "must be up to 64 letters, digits, dots, hyphens and underscores, beginning with a letter or a digit"
+    return "must be lower-case words joined by hyphens"
 
 
 def _bound(kind: str, context: dict[str, Any], key: str) -> str:

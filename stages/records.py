@@ -37,6 +37,9 @@ REASONS = (
 # What a look into the gateway's cache gave: the answer, the wait for that of another request, or neither.
 CACHE = ("", "hit", "joined", "miss")
 
+# Which version of the model a request was for, where two are in production.
+ARMS = ("", "champion", "challenger")
+
 _Columns = dict[str, pl.DataType | type[pl.DataType]]
 
 _REQUESTS: _Columns = {
@@ -57,6 +60,7 @@ _REQUESTS: _Columns = {
     "batch_size": pl.Int64,
     "tries": pl.Int64,  # replicas that the gateway sent it to, the last one included
     "cache": pl.Enum(CACHE),  # empty where nobody looked; hits and joined ones were on no replica
+    "arm": pl.Enum(ARMS),  # empty where there is one version
 }
 _BATCHES: _Columns = {
     "replica": pl.Int64,
@@ -131,13 +135,15 @@ def write(records: Records, folder: Path) -> None:
 def read(folder: Path) -> Records:
     """Reads back what `write` left in `folder`. Raises FileNotFoundError where a file is missing.
 
-    A folder of before there were caches says that nobody looked into one.
+    A folder of before there were caches, or arms, says that there was none.
     """
     metadata = pl.read_parquet_metadata(folder / "requests.parquet")
-    requests, nobody_looked = pl.read_parquet(folder / "requests.parquet"), pl.lit("", dtype=pl.Enum(CACHE))
+    requests = pl.read_parquet(folder / "requests.parquet")
+    later = {"cache": pl.Enum(CACHE), "arm": pl.Enum(ARMS)}
+    none = [pl.lit("", dtype=kind).alias(name) for name, kind in later.items() if name not in requests.columns]
     scaling = folder / "scaling.parquet"
     return Records(
-        requests=requests if "cache" in requests.columns else requests.with_columns(cache=nobody_looked),
+        requests=requests.with_columns(none).select(REQUESTS.names()) if none else requests,
         batches=pl.read_parquet(folder / "batches.parquet"),
         replicas=pl.read_parquet(folder / "replicas.parquet"),
         window_s=float(metadata[_WINDOW]),

@@ -17,17 +17,21 @@ from stages import (
     cache_rules,
     catalogue,
     cost_rules,
+    feedback_rules,
     fleet_rules,
     machine_rules,
+    model_rules,
     queue_rules,
     scaling_rules,
     sharing_rules,
+    split_rules,
     unread,
 )
 from stages.alert_rules import burn_windows_hold_readings, windows_hold_readings
 from stages.alerts import Alerts
 from stages.cache import Cache
 from stages.capacity import fleet_capacity, largest
+from stages.feedback import Feedback
 from stages.fleet import Fleet
 from stages.problems import Problem, StageError, did_you_mean, shown
 from stages.queue import Queue
@@ -45,6 +49,7 @@ from stages.spec import (
     Traffic,
     mean_rate_rps,
 )
+from stages.split import Split
 from stages.table import Table
 
 _ARRIVALS_MAX = 50_000_000
@@ -78,9 +83,9 @@ def _mean_rate_rps(traffic: Traffic) -> float | None:
         return None
 
 
-def no_unread_model_keys(model: Model) -> Iterator[Problem]:
+def no_unread_model_keys(model: Model, split: Split | None) -> Iterator[Problem]:
     """A key that nothing reads would look like a choice."""
-    return (key.problem() for key in unread.of_model(model) if key.given)
+    return (key.problem() for key in unread.of_model(model, split) if key.given)
 
 
 def no_unread_device_keys(device: Device) -> Iterator[Problem]:
@@ -88,9 +93,9 @@ def no_unread_device_keys(device: Device) -> Iterator[Problem]:
     return (key.problem() for key in unread.of_device(device) if key.given)
 
 
-def no_unread_traffic_keys(traffic: Traffic) -> Iterator[Problem]:
+def no_unread_traffic_keys(traffic: Traffic, split: Split | None, feedback: Feedback | None) -> Iterator[Problem]:
     """A key that nothing reads would look like a choice."""
-    return (key.problem() for key in unread.of_traffic(traffic) if key.given)
+    return (key.problem() for key in unread.of_traffic(traffic, split, feedback) if key.given)
 
 
 def no_unread_alerts_keys(alerts: Alerts) -> Iterator[Problem]:
@@ -267,6 +272,7 @@ def run_has_requests(traffic: Traffic) -> Iterator[Problem]:
 
 
 def rate_is_below_capacity(
+    model: Model,
     device: Device,
     batching: Batching,
     fleet: Fleet,
@@ -281,7 +287,8 @@ def rate_is_below_capacity(
     """
     if cache is not None:
         return
-    capacity, rate_rps = fleet_capacity(device, batching, largest(fleet, scaling)), _mean_rate_rps(traffic)
+    factor, rate_rps = model.known.service_time_factor, _mean_rate_rps(traffic)
+    capacity = fleet_capacity(device, batching, largest(fleet, scaling), factor)
     if overload is not True and capacity is not None and rate_rps is not None and rate_rps >= capacity.rps:
         more = "batching.max_batch_size" if capacity.replicas == 1 else "the number of replicas"
         yield Problem(
@@ -316,8 +323,11 @@ RULES: tuple[Callable[..., Iterator[Problem]], ...] = (
     *fleet_rules.RULES,
     *cache_rules.RULES,
     *queue_rules.RULES,
+    *feedback_rules.RULES,
+    *split_rules.RULES,
     *sharing_rules.RULES,
     *machine_rules.RULES,
+    *model_rules.RULES,
     *scaling_rules.RULES,
     *cost_rules.RULES,
 )

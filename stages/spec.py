@@ -21,27 +21,44 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError
 
+from stages import arms
 from stages.alerts import Alerts, Logs
 from stages.cache import Cache
 from stages.cost import Cost
+from stages.feedback import Feedback
 from stages.fleet import Fleet, Gateway
 from stages.machine import Machine
+from stages.model_facts import ModelFacts
 from stages.problems import Problem, StageError, did_you_mean, from_pydantic, shown
 from stages.queue import Queue
 from stages.scaling import Scaling
+from stages.split import Split
 from stages.table import Table
 
 STAGES_DIR = Path(__file__).parent
+BUNDLED_VERSION = "1"  # of the weights that come with the project
 
 
 class Model(Table):
-    """What answers. `weights` names a safetensors file; without one, the project's own weights are used."""
+    """What answers: a version out of the registry, a safetensors file, or else the project's own weights."""
 
     name: Literal["digits", "resnet50", "xor"]
-    version: str = Field("1", min_length=1)
+    version: str | None = Field(None, min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")  # or an alias of one
+    registry: str | None = Field(None, min_length=1)  # its folder; without it $RUNG_REGISTRY, or the one of the runs
     weights: str | None = None
+    facts: ModelFacts | None = None  # of the version; without them, what its metadata say
     image_size_px: int | None = Field(None, ge=32, le=1024)  # resnet50 only, which takes 224 without it
     memory_gib: float | None = Field(None, gt=0.0, le=10_000.0)  # of a GPU that workers share: what it takes there
+
+    @property
+    def known(self) -> ModelFacts:
+        """Its facts; the neutral ones where the stage has none."""
+        return self.facts or ModelFacts()
+
+    @property
+    def answers_as(self) -> str:
+        """The version that its answers name."""
+        return self.version or BUNDLED_VERSION
 
 
 class Device(Table):
@@ -147,7 +164,8 @@ class Items(Table):
 class Traffic(Table):
     """Who arrives, when, and for what; all of it follows from `seed`.
 
-    An open loop reads `rate` and `arrivals`, a closed loop `users` and `think_time_s`.
+    An open loop reads `rate` and `arrivals`, a closed loop `users` and `think_time_s`. Where somebody asks who sent a
+    request ([split], [feedback]), an open loop has users too: each request is from one of them.
     """
 
     loop: Literal["open", "closed"] = "open"
@@ -157,10 +175,17 @@ class Traffic(Table):
     coefficient_of_variation: float | None = Field(None, gt=0.0, le=100.0)  # of gamma gaps
     rate: Rate | None = None
     items: Items = Items()
-    users: int = Field(10, ge=1, le=1_000_000)
+    users: int | None = Field(None, ge=1, le=1_000_000)  # a closed loop has 10 without it
+    user_popularity: Literal["uniform", "zipf"] = "uniform"  # of an open loop: how often each of them asks
+    user_exponent: float = Field(1.0, gt=0.0, le=10.0)
     think_time_s: float = Field(1.0, ge=0.0, le=1e6)
     timeout_s: float = Field(10.0, gt=0.0, le=3600.0)
     input_format: Literal["raw", "json", "png"] = "raw"
+
+    @property
+    def closed_users(self) -> int:
+        """How many users a closed loop has."""
+        return 10 if self.users is None else self.users
 
 
 class Slo(Table):
@@ -188,7 +213,9 @@ class Stage(Table):
     gateway: Gateway | None = None  # without one, clients talk to the only replica themselves
     cache: Cache | None = None  # without it, every answer is computed
     queue: Queue | None = None  # without it, requests are answered at once
+    feedback: Feedback | None = None  # without it, nothing is kept of the answers
     scaling: Scaling | None = None  # without it, the fleet stays as it is
+    split: Split | None = None  # without it, there is one version of the model
     cost: Cost | None = None  # without it, reports have no dollars
     traffic: Traffic
     slo: Slo
@@ -296,13 +323,16 @@ def fleet_label(stage: Stage) -> str:
 
     Replicas alike are counted; the kinds come in the order of their first replica.
     """
-    counts = Counter(device_label(of_replica(stage, number)) for number in range(stage.fleet.replicas))
+    counts = Counter(device_label(of_replica(stage, number)) for number in range(arms.replicas_of(stage)))
     return " + ".join(label if count == 1 else f"{count} x {label}" for label, count in counts.items())
 
 
 def of_replica(stage: Stage, number: int) -> Stage:
-    """The stage as replica `number` sees it: on the device that the fleet has for it."""
-    return stage.model_copy(update={"device": device_of_replica(stage.device, stage.fleet, number)})
+    """The stage as replica `number` sees it: on the device that the fleet has for it, with the model of its arm."""
+    place = arms.place_of(stage, number)
+    device = arms.device_of(stage, number, device_of_replica(stage.device, stage.fleet, place))
+    model = arms.model_of(stage, arms.arm_of(stage, number))
+    return stage.model_copy(update={"device": device, "model": model})
 
 
 def device_of_replica(device: Device, fleet: Fleet, number: int) -> Device:
@@ -310,6 +340,11 @@ def device_of_replica(device: Device, fleet: Fleet, number: int) -> Device:
     if not fleet.profiles:
         return device
     return device.model_copy(update={"profile": fleet.profiles[number % len(fleet.profiles)]})
+
+
+def without_version(model: Model) -> Model:
+    """The model as its device would run any version of it: what a calibration is of."""
+    return model.model_copy(update={"version": None, "registry": None, "facts": None})
 
 
 def capacity_rps(service_time_s: Callable[[int], float], max_batch_size: int) -> float:
@@ -386,7 +421,13 @@ def _override(table: dict[str, Any], dotted: str, value: Any, source: str) -> No
 
 
 # Keys that hold a path.
-_PATHS = ("traffic.rate.path", "model.weights", "gateway.edge.tls_certificate", "gateway.edge.tls_key")
+_PATHS = (
+    "traffic.rate.path",
+    "model.weights",
+    "model.registry",
+    "gateway.edge.tls_certificate",
+    "gateway.edge.tls_key",
+)
 
 
 def _anchor_paths(table: dict[str, Any], folder: Path) -> None:

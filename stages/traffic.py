@@ -2,7 +2,8 @@
 
     unit-rate gaps ──cumulate──▶ operational time u ──invert Λ(t)──▶ arrival times ┐
     (stream "arrivals")                                (rate shape)                ├──▶ Schedule
-    popularity ── ranks (stream "items") ── who has the rank then (stream "drift") ┘
+    popularity ── ranks (stream "items") ── who has the rank then (stream "drift") ┤
+    activity ── who sends it (stream "users") ─────────────────────────────────────┘
 
 Both worlds fire this same schedule, so that a difference between them is not the dice's. Not modelled:
 users who come back after a failure, items that come and go, and one whose popularity grows without another's falling.
@@ -39,17 +40,18 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Who arrives when, and asks for what: request i of the run is entry i of both arrays."""
+    """Who arrives when, and asks for what: request i of the run is entry i of each array."""
 
     arrivals_s: Floats  # ascending, in [0, duration_s)
     items: Ints  # in [0, count of items)
     duration_s: float
+    users: Ints | None = None  # who sends each, in [0, count of users); None where nobody says so
 
 
 def schedule(traffic: Traffic, *, seed: int | None = None) -> Schedule:
     """The arrivals of an open loop over `traffic.duration_s`; `seed` stands in for the traffic's own.
 
-    Times come from one stream and items from another: neither moves when the other's settings change, and a
+    Times, items and users come from a stream each: none moves when the settings of another change, and a
     higher rate squeezes the same gaps. Raises ValueError for a closed loop, whose arrivals follow from its
     replies, and StageError for a trace that cannot be replayed.
     """
@@ -57,7 +59,7 @@ def schedule(traffic: Traffic, *, seed: int | None = None) -> Schedule:
     arrivals_s = _arrivals_s(traffic, seed)
     ranks = _draw_ranks(traffic.items, stream(seed, "items"), arrivals_s.size)
     items = _items_of(ranks, traffic.items, arrivals_s, seed)
-    return Schedule(arrivals_s, items, traffic.duration_s)
+    return Schedule(arrivals_s, items, traffic.duration_s, _users_of(traffic, arrivals_s.size, seed))
 
 
 def split(whole: Schedule, index: int, of: int) -> tuple[Ints, Schedule]:
@@ -68,7 +70,8 @@ def split(whole: Schedule, index: int, of: int) -> tuple[Ints, Schedule]:
     if not 0 <= index < of:
         raise ValueError(f"a worker's index must be at least 0 and below the {of} workers, got {index}")
     numbers = np.arange(index, whole.arrivals_s.size, of, dtype=np.int64)
-    return numbers, Schedule(whole.arrivals_s[numbers], whole.items[numbers], whole.duration_s)
+    users = None if whole.users is None else whole.users[numbers]
+    return numbers, Schedule(whole.arrivals_s[numbers], whole.items[numbers], whole.duration_s, users)
 
 
 def user_draws(traffic: Traffic, user: int, *, seed: int | None = None) -> Iterator[tuple[float, int]]:
@@ -289,6 +292,14 @@ def _draw_ranks(items: Items, rng: np.random.Generator, size: int) -> Ints:
     cumulative = _zipf_cumulative(items.count, items.exponent)
     drawn = np.searchsorted(cumulative, rng.random(size) * cumulative[-1], side="right")
     return np.asarray(np.minimum(drawn, items.count - 1), dtype=np.int64)
+
+
+def _users_of(traffic: Traffic, size: int, seed: int) -> Ints | None:
+    """Who sends each of `size` requests: user k has the rank k of an activity that is drawn as items are."""
+    if traffic.users is None:
+        return None
+    active = Items(popularity=traffic.user_popularity, count=traffic.users, exponent=traffic.user_exponent)
+    return _draw_ranks(active, stream(seed, "users"), size)
 
 
 def _items_of(ranks: Ints, items: Items, arrivals_s: Floats, seed: int) -> Ints:

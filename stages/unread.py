@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from stages.alerts import Alerts
 from stages.cache import Cache
+from stages.feedback import Feedback
 from stages.fleet import Fleet, Gateway
 from stages.problems import Problem, StageError, shown
 from stages.queue import Queue
 from stages.scaling import Scaling
 from stages.spec import Admission, Device, Model, Stage, TraceRate, Traffic
+from stages.split import Split
 from stages.table import Table
 
 
@@ -44,7 +46,7 @@ class Unread:
 
 def of_stage(stage: Stage) -> Iterator[Unread]:
     """Every key that nothing reads in this stage, whether the file has it or not."""
-    yield from of_model(stage.model)
+    yield from of_model(stage.model, stage.split)
     yield from of_shared_gpu(stage.model, stage.device, stage.queue)
     yield from of_admission(stage.admission, stage.queue)
     yield from of_device(stage.device)
@@ -52,16 +54,21 @@ def of_stage(stage: Stage) -> Iterator[Unread]:
     yield from of_gateway(stage.gateway)
     yield from of_cache(stage.cache)
     yield from of_queue(stage.queue)
-    yield from of_traffic(stage.traffic)
+    yield from of_feedback(stage.feedback)
+    yield from of_split(stage.split, stage.device)
+    yield from of_traffic(stage.traffic, stage.split, stage.feedback)
     yield from of_alerts(stage.alerts)
     yield from of_scaling(stage.scaling, stage.queue)
 
 
-def of_model(model: Model) -> Iterator[Unread]:
+def of_model(model: Model, split: Split | None) -> Iterator[Unread]:
     """The keys of [model] that nothing reads."""
     if model.name != "resnet50":
         consequence = f"The input of {model.name} has one size."
         yield Unread("model.image_size_px", model, 'model.name "resnet50"', consequence, "Remove it.")
+    if model.version is None and split is None:
+        consequence = "The weights that come with the project, and those of a file, are in no registry."
+        yield Unread("model.registry", model, "model.version", consequence, "Remove it, or write model.version.")
 
 
 def of_admission(admission: Admission, queue: Queue | None) -> Iterator[Unread]:
@@ -145,7 +152,30 @@ def of_queue(queue: Queue | None) -> Iterator[Unread]:
             yield Unread(f"queue.{name}", queue, "queue.webhook_secret_env", consequence, remedy)
 
 
-def of_traffic(traffic: Traffic) -> Iterator[Unread]:
+def of_feedback(feedback: Feedback | None) -> Iterator[Unread]:
+    """The keys of [feedback] that nothing reads: when a label would come that no client gives."""
+    if feedback is not None and feedback.share == 0.0:
+        consequence, remedy = "No client of a load test gives a label.", "Remove it, or raise feedback.share."
+        yield Unread("feedback.delay_s", feedback, "feedback.share above 0", consequence, remedy)
+
+
+def of_split(split: Split | None, device: Device) -> Iterator[Unread]:
+    """The keys of [split] that nothing reads: of a ramp, of shadows, and of devices that are what they are."""
+    if split is None:
+        return
+    if split.ramp is not None:
+        consequence, remedy = "The ramp says the share.", "Remove it, or remove [split.ramp]."
+        yield Unread("split.challenger_share", split, "stages without [split.ramp]", consequence, remedy)
+    if split.mode != "shadow":
+        consequence, remedy = "No copy is made of any request.", 'Remove it, or set split.mode = "shadow".'
+        yield Unread("split.shadow_outstanding_max", split, 'split.mode "shadow"', consequence, remedy)
+    if device.kind != "emulated":
+        consequence = f'A "{device.kind}" device runs at its own pace.'
+        remedy = 'Remove it, or set device.kind = "emulated".'
+        yield Unread("split.challenger_profile", split, 'device.kind "emulated"', consequence, remedy)
+
+
+def of_traffic(traffic: Traffic, split: Split | None, feedback: Feedback | None) -> Iterator[Unread]:
     """The keys of [traffic] that nothing reads. Opens a trace to see whether it has rates or single arrivals."""
 
     def unread(name: str, belongs_to: str, consequence: str, remedy: str, owner: Table = traffic) -> Unread:
@@ -155,10 +185,12 @@ def of_traffic(traffic: Traffic) -> Iterator[Unread]:
         remedy = 'Remove it, or set traffic.loop = "open".'
         for name in ("rate", "arrivals", "coefficient_of_variation"):
             yield unread(name, 'traffic.loop "open"', "In a closed loop replies bring the next requests.", remedy)
+        for name in ("user_popularity", "user_exponent"):
+            yield unread(name, 'traffic.loop "open"', "In a closed loop every user asks as soon as it may.", remedy)
     else:
         remedy = 'Remove it, or set traffic.loop = "closed".'
-        for name in ("users", "think_time_s"):
-            yield unread(name, 'traffic.loop "closed"', "In an open loop nobody waits for a reply.", remedy)
+        yield unread("think_time_s", 'traffic.loop "closed"', "In an open loop nobody waits for a reply.", remedy)
+        yield from _of_users(traffic, split is not None or feedback is not None)
         if _names_each_arrival(traffic):
             for name in ("arrivals", "coefficient_of_variation"):
                 yield unread(
@@ -177,6 +209,22 @@ def of_traffic(traffic: Traffic) -> Iterator[Unread]:
         consequence, remedy = "In a closed loop nobody knows when a request will come.", "Remove it."
         for name in ("drift_interval_s", "drift_share"):
             yield unread(f"items.{name}", 'traffic.loop "open"', consequence, remedy, traffic.items)
+
+
+def _of_users(traffic: Traffic, asked: bool) -> Iterator[Unread]:
+    """The keys about the users of an open loop; `asked` says whether anything goes by who sent a request."""
+    if not asked:
+        belongs_to = 'traffic.loop "closed" and stages with [split] or [feedback]'
+        consequence, remedy = "In an open loop nobody else asks who sent a request.", "Remove it."
+        yield Unread("traffic.users", traffic, belongs_to, consequence, remedy)
+    named = asked and traffic.users is not None
+    if not named:
+        belongs_to, consequence = "traffic.users of an open loop", "Every request is a stranger's."
+        yield Unread("traffic.user_popularity", traffic, belongs_to, consequence, "Remove it.")
+    if not named or traffic.user_popularity != "zipf":
+        remedy = 'Remove it, or set traffic.user_popularity = "zipf".'
+        belongs_to = 'traffic.user_popularity "zipf"'
+        yield Unread("traffic.user_exponent", traffic, belongs_to, "All users are alike.", remedy)
 
 
 def of_alerts(alerts: Alerts) -> Iterator[Unread]:

@@ -150,7 +150,7 @@ class Fleet:
         self.file = folder / "replicas.json"
         self.generation = 0
         self.fakes = [FakeReplica(number) for number in range(count)]
-        self.gateway = Gateway(stage, self.file, keys)
+        self.gateway = Gateway(stage, self.file, keys, folder if stage.split is not None else None)
         self.url = ""
         self.loop = asyncio.new_event_loop()  # of the fakes
 

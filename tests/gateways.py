@@ -48,7 +48,9 @@ def simulate(stage: Stage, scripts: Scripts, keys: Sequence[str], seed: int, pat
     class Scripted:
         """In place of a simulated replica; its number is handed over as its device."""
 
-        def __init__(self, _: Stage, env: Environment, number: int, __: object, settled: Any) -> None:
+        def __init__(
+            self, _: Stage, env: Environment, number: int, __: object, settled: Any, ___: object = None
+        ) -> None:
             self._env, self._number, self._settled = env, number, settled
             self._script = script_of(scripts[number])
 

@@ -38,10 +38,10 @@ def run(
         gateway = (sent_s + 0.0005, finished_s + 0.0005) if through_gateway else (None, None)
         times = (sent_s, sent_s, gateway[0], arrived_s, started_s, finished_s, gateway[1], finished_s + 0.001)
         for _ in range(size):
-            requests.append((len(requests), 0, *times, "ok", "", replica, number, size, None, ""))
+            requests.append((len(requests), 0, *times, "ok", "", replica, number, size, None, "", ""))
     for _ in range(shed):
         times_of_refused = (0.5, 0.5, None, 0.5, None, None, None, 0.501)
-        requests.append((len(requests), 0, *times_of_refused, "shed", "queue_full", 0, None, None, None, ""))
+        requests.append((len(requests), 0, *times_of_refused, "shed", "queue_full", 0, None, None, None, "", ""))
     lives = [(replica, devices[replica % len(devices)], -2.0, 0.0, window_s) for replica in range(replicas)]
     return Records(
         requests=pl.DataFrame(requests, schema=REQUESTS, orient="row"),

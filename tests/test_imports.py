@@ -28,7 +28,19 @@ FORBIDDEN = {
     "reference_apps": {"simpy", "locust"},
     "loadtests": {"torch", "simpy"},
 }
-TWINS = ("alerts", "autoscaler", "batcher", "broker", "cache", "device", "gateway", "replica", "worker")
+TWINS = (
+    "alerts",
+    "autoscaler",
+    "batcher",
+    "broker",
+    "cache",
+    "device",
+    "gateway",
+    "replica",
+    "shadowing",
+    "splitter",
+    "worker",
+)
 MODULES = [path for package in sorted(OURS) for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -302,7 +302,8 @@ def test_littles_law_holds_exactly_for_the_queue(run: Run) -> None:
 @PROJECT_STAGES
 @pytest.mark.parametrize("load", [0.3, 0.9])
 def test_littles_law_holds_on_every_stage(name: str, load: float) -> None:
-    alone = {"gateway": None, "queue": None, "fleet": Fleet(), "scaling": None}  # of the others see below
+    none = dict.fromkeys(("gateway", "queue", "scaling", "split"))  # of the others see below
+    alone = {**none, "fleet": Fleet()}
     stage = at_load(load_stage(name).model_copy(update=alone), load, requests=2000)
     arrivals_s = traffic.schedule(stage.traffic).arrivals_s
     area_s, _ = queue_area_s(stage, None, arrivals_s)

@@ -22,13 +22,16 @@ from stages import (
     alert_rules,
     cache_rules,
     cost_rules,
+    feedback_rules,
     fleet_rules,
     machine_rules,
+    model_rules,
     queue_rules,
     rules,
     scaling_rules,
     sharing_rules,
     spec,
+    split_rules,
 )
 from stages.problems import StageError, tables_in
 
@@ -89,8 +92,8 @@ def test_every_rule_function_is_asked() -> None:
     defined = {
         name
         for module in (
-            *(rules, alert_rules, cache_rules, cost_rules, fleet_rules),
-            *(machine_rules, queue_rules, scaling_rules, sharing_rules),
+            *(rules, alert_rules, cache_rules, cost_rules, feedback_rules, fleet_rules),
+            *(machine_rules, model_rules, queue_rules, scaling_rules, sharing_rules, split_rules),
         )
         for name, value in vars(module).items()
         if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")

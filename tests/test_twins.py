@@ -26,7 +26,9 @@ from simulator import device as simulated_device
 from simulator.host import Host
 from simulator.outcomes import ReplicaLog
 from simulator.run import Serve, serve_by_event
+from stages.arms import arm_of
 from stages.calibration import HostCosts
+from stages.policies.splitting import bucket
 from stages.spec import Stage, load_stage, stage_files
 from tests import gateways
 from tests.cases import GATEWAY_CASES, GatewayCase
@@ -105,6 +107,43 @@ def test_both_gateways_try_the_same_replicas_and_tell_the_same(
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
         predicted = gateways.simulate(stage, scripts, keys, seed, patch)
         assert gateways.serve(stage, scripts, keys, seed, Path(folder), patch) == predicted
+
+
+SPLITS = st.fixed_dictionaries(
+    {
+        "challenger_share": st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+        "challenger_replicas": st.integers(1, 2),
+        "salt": st.sampled_from(["", "again"]),
+        "guardrails": st.none() | st.just({"requests_min": 3, "errors_share_max": 0.1}),
+    }
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    scripts=st.lists(st.lists(REPLIES, min_size=1, max_size=12), min_size=3, max_size=4),
+    gateway=GATEWAYS,
+    split=SPLITS,
+    requests=st.integers(1, 40),
+    seed=st.integers(0, 2**32),
+)
+def test_both_gateways_split_alike_and_stop_the_challenger_at_the_same_request(
+    scripts: list[list[str]], gateway: dict[str, Any], split: dict[str, Any], requests: int, seed: int
+) -> None:
+    """By the number of each request; retries stay within its arm."""
+    own = gateway if gateway["retries_max"] else {k: v for k, v in gateway.items() if k != "retry_budget_share"}
+    replicas = len(scripts) - split["challenger_replicas"]
+    given = {key: value for key, value in split.items() if value is not None}
+    stage = a_stage(fleet={"replicas": replicas}, gateway=own, split=given)
+    keys = [str(number) for number in range(requests)]
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+        predicted = gateways.simulate(stage, scripts, keys, seed, patch)
+        assert gateways.serve(stage, scripts, keys, seed, Path(folder), patch) == predicted
+    for number, (tried, _) in enumerate(predicted):
+        arms = {arm_of(stage, replica) for replica in tried}
+        assert len(arms) <= 1
+        if arms == {"challenger"}:
+            assert bucket(str(number), split["salt"]) < split["challenger_share"]
 
 
 @pytest.mark.parametrize("name", stage_files())

@@ -22,11 +22,12 @@ class Record:
     gateway_out_s: float | None = None
     tries: int | None = None
     cache: str | None = None  # where the gateway has one
+    arm: str | None = None  # where there are two
 
     @classmethod
     def of(cls, response: httpx.Response) -> Record:
         fields = dict(part.split("=") for part in response.headers["x-rung-record"].split(","))
-        kinds = {name: str if name == "cache" else float if name.endswith("_s") else int for name in fields}
+        kinds = {name: str if name in ("cache", "arm") else float if name.endswith("_s") else int for name in fields}
         return cls(**{name: kinds[name](value) for name, value in fields.items()})  # type: ignore[arg-type]
 
 

@@ -16,9 +16,11 @@ import re
 import secrets
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reference_apps import nginx, split_file
 from reference_apps.edge import EdgeError, checked_keys, client_url
 from reference_apps.launchers import docker_engine, docker_files, docker_image, docker_queue, valkey
 from reference_apps.launchers.docker_container import ContainerProcess
@@ -30,10 +32,13 @@ from reference_apps.launchers.member import CACHE, GATEWAY, LaunchError, Member,
 from reference_apps.launchers.process import BATCHES_A_LIFE
 from reference_apps.up import runs_folder
 from stages.fleet import Gateway
+from stages.policies.splitting import share_at
 from stages.spec import Stage
 
 PORT = 8000  # inside every container
+FEEDBACK_INSIDE = "/feedback"  # of the gateway: where predictions and labels are kept
 CACHE_HOST = "cache"  # the name of the cache's server in the network
+SPLIT = "/split"  # in the gateway's container: the control file of its split
 _PIDS_MAX = 1024
 _LOG_KEPT = {"max-size": "16m", "max-file": "2"}  # by the engine; the run's folder has the whole of it
 _SECOND_NS = 1_000_000_000
@@ -49,7 +54,7 @@ class DockerLauncher(Launcher):
         self._owner = docker_engine.owner()
         gateway = stage.gateway
         self._nginx = NginxGateway() if gateway is not None and gateway.engine == "nginx" else None
-        self._files = StageFiles(stage, folder)
+        self._files = StageFiles(self.stage, folder)
 
     def start(self) -> None:
         """Starts everything and returns when clients would be served. Raises LaunchError, with nothing left running."""
@@ -60,6 +65,8 @@ class DockerLauncher(Launcher):
             if self.stage.queue is not None:
                 for folder in (self.queue_folder, self._card):
                     docker_queue.prepare(folder)
+            if self.stage.feedback is not None:
+                docker_queue.prepare(self.feedback_folder)
             with in_words("docker: the stage's network was not made"):
                 self._engine.networks.create(self._name, driver="bridge", labels=self._labels("network"))
         except BaseException:
@@ -75,6 +82,29 @@ class DockerLauncher(Launcher):
             with contextlib.suppress(LaunchError), in_words("docker"):
                 docker_engine.remove(self._engine, self._run)
             self._engine.close()
+
+    def _begin_split(self) -> None:
+        super()._begin_split()
+        if self.stage.split is not None:
+            docker_queue.prepare(self.split_folder)
+
+    def _looked(self) -> None:
+        """A share that somebody wants, or the ramp: nginx reads no file of ours but its own."""
+        if self._nginx is not None and self.gateway is not None and self._share() != self._nginx.share:
+            self._publish()
+
+    def _share(self) -> float:
+        """The challenger's share now; 0 where there is none."""
+        split = self.stage.split
+        if split is None:
+            return 0.0
+        ramp = split.ramp
+        try:
+            told = split_file.read(self.split_folder) or split_file.first(split, time.monotonic())
+        except (OSError, ValueError):  # somebody has written nonsense: it stays as it was
+            return 0.0 if self._nginx is None else self._nginx.share
+        shares, step_s = ((), 1.0) if ramp is None else (ramp.shares, ramp.step_duration_s)
+        return round(share_at(told.wanted, shares, step_s, time.monotonic()), nginx.SHARE_DIGITS)
 
     def add_cold(self, cold_start_s: float) -> Member:
         """Adds one as an autoscaler does: its machine takes the stage's time, image and model take what they take."""
@@ -165,8 +195,19 @@ class DockerLauncher(Launcher):
             keys[cache.url_env] = own if self.cache is not None else os.environ[cache.url_env]
         words = ["reference_apps.serve_gateway", "--stage", f"{INSIDE}/stage.toml"]
         words += ["--replicas", f"{INSIDE}/replicas.json", "--port", str(PORT), "--contained"]
+        shared: dict[str, Path] = {}
+        if (feedback := self.stage.feedback) is not None:
+            words += ["--feedback", FEEDBACK_INSIDE]
+            shared[FEEDBACK_INSIDE] = self.feedback_folder
+            if feedback.url_env is not None and feedback.url_env in os.environ:
+                keys[feedback.url_env] = os.environ[feedback.url_env]
+        if self.stage.split is not None:
+            words += ["--split", SPLIT]
+            shared[SPLIT] = self.split_folder
         check = {"healthcheck": _TLS_HEALTH} if edge.tls_certificate else {}
-        return self._start_container(member, docker_image.IMAGE, words, environment=keys, ports=published, **check)
+        return self._start_container(
+            member, docker_image.IMAGE, words, shared=shared, environment=keys, ports=published, **check
+        )
 
     def _start_cache(self, member: Member) -> ContainerProcess:
         if self.stage.queue is not None:
@@ -203,10 +244,13 @@ class DockerLauncher(Launcher):
             self._files.deliver(docker_files.GATEWAY, "replicas.json", self.replicas_file.read_text(encoding="utf-8"))
             return
         addresses = {r.number: r.inner_url.removeprefix("http://") for r in self.replicas if r.state == "ready"}
-        text = self._nginx.configuration(self.stage, addresses, self.generation, PORT, self._api_keys())
+        text = self._nginx.configuration(self.stage, addresses, self.generation, PORT, self._api_keys(), self._share())
         self._files.deliver(docker_files.GATEWAY, "nginx.conf", text, secret=True)
         if self.gateway is not None and self.gateway.state == "ready":  # one that only starts might die of the signal
             self._nginx.reload(_container(self.gateway), self.generation)
+
+    def _repinned(self) -> None:
+        self._files.restage(self.stage)
 
     def _let_go(self, member: Member) -> None:
         if isinstance(member.process, ContainerProcess):
@@ -244,7 +288,10 @@ class DockerLauncher(Launcher):
 
     # ---- containers ----
 
-    def _start_container(self, member: Member, image: str, words: list[str], **options: Any) -> ContainerProcess:
+    def _start_container(
+        self, member: Member, image: str, words: list[str], *, shared: Mapping[str, Path] | None = None, **options: Any
+    ) -> ContainerProcess:
+        """Starts one of the stage's containers, with the folders of `shared` to be written to, at the paths there."""
         from docker.errors import APIError
         from docker.types import LogConfig
 
@@ -259,7 +306,7 @@ class DockerLauncher(Launcher):
                 name=f"{self._name}-{member.name}-{member.restarts}",
                 labels=self._labels("cache" if member.number == CACHE else part, member.number),
                 network=self._name,
-                mounts=self._files.mounts(part) + self._shared(),
+                mounts=self._files.mounts(part) + self._shared() + docker_files.writable(shared or {}),
                 user=f"{uid}:{gid}",
                 init=True,  # hands signals on, also to a process that has not yet said what it does with them
                 read_only=True,

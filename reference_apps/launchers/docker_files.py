@@ -2,7 +2,7 @@
 
     <run>/replica/  stage.toml                               ──▶ /stage of every replica
     <run>/gateway/  stage.toml, replicas.json or nginx.conf  ──▶ /stage of the gateway
-    weights, trace, certificate                              ──▶ where the stage says that they are
+    weights, registry, trace, certificate                    ──▶ where the stage says that they are
 
 A folder is mounted, and never a file that changes: a file replaced as a whole would stay the old one inside.
 """
@@ -10,6 +10,7 @@ A folder is mounted, and never a file that changes: a file replaced as a whole w
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ class StageFiles:
             self.deliver(GATEWAY, copy, Path(path).read_text(encoding="utf-8"), secret=True)
             self.deliver(REPLICA, copy, "")
 
+    def restage(self, stage: Stage) -> None:
+        """Containers that are started from now on read this stage; its files are where those of the other were."""
+        self.stage = stage
+        for part in (REPLICA, GATEWAY):
+            self.deliver(part, "stage.toml", stage_toml(stage))
+
     def deliver(self, part: str, name: str, text: str, secret: bool = False) -> None:
         """Replaces a file in one piece; the containers' user can read it whatever the umask, and with it no other."""
         folder = self.folder / part
@@ -61,12 +68,19 @@ class StageFiles:
         """The part's folder, and the files that the stage names, at the paths where it names them."""
         from docker.types import Mount
 
-        named = [self.stage.model.weights]
+        named = [self.stage.model.weights, self.stage.model.registry if part == REPLICA else None]
         if isinstance(self.stage.traffic.rate, TraceRate):
             named.append(self.stage.traffic.rate.path)
         sources = {INSIDE: self.folder / part} | {path: Path(path) for path in named if path is not None}
         sources |= {path: self.folder / part / copy for path, copy in self._tls.items()}
         return [Mount(target, str(path.absolute()), type="bind", read_only=True) for target, path in sources.items()]
+
+
+def writable(folders: Mapping[str, Path]) -> list[Any]:
+    """Folders of this machine that a container may write to, by the path that they have in there."""
+    from docker.types import Mount
+
+    return [Mount(target, str(path.absolute()), type="bind") for target, path in folders.items()]
 
 
 def user() -> tuple[int, int]:

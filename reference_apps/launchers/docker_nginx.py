@@ -33,12 +33,19 @@ class NginxGateway:
         self._written = -1  # the generation that its file has
         self._signalled = -1  # the one that it was last told to read
         self._old_workers: set[str] = set()  # those there were when it was last told to read its file
+        self.share = 0.0  # of the challenger, in its file
 
     def configuration(
-        self, stage: Stage, addresses: Mapping[int, str], generation: int, port: int, api_keys: Sequence[str]
+        self,
+        stage: Stage,
+        addresses: Mapping[int, str],
+        generation: int,
+        port: int,
+        api_keys: Sequence[str],
+        share: float = 0.0,
     ) -> str:
-        """The text of nginx.conf; `addresses` are those of the replicas in rotation."""
-        self._written = generation
+        """The text of nginx.conf; `addresses` are those of the replicas in rotation, `share` is the challenger's."""
+        self._written, self.share = generation, share
         edge = stage.gateway.edge if stage.gateway is not None else Edge()
         return nginx.configuration(
             stage,
@@ -48,6 +55,7 @@ class NginxGateway:
             certificate=edge.tls_certificate,
             certificate_key=edge.tls_key,
             api_keys=api_keys,
+            challenger_share=share,
         )
 
     def command(self, file: str) -> list[str]:

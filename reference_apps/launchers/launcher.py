@@ -22,11 +22,13 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
 
+from reference_apps import split_file
 from reference_apps.asking import POLL_S, probe, wait_until
 from reference_apps.launchers import fleet_file, valkey
 from reference_apps.launchers.member import (
     BROKER_FILE,
     CACHE,
+    FEEDBACK,
     GATEWAY,
     Awaited,
     LaunchError,
@@ -40,7 +42,10 @@ from reference_apps.launchers.member import (
     last_lines,
     write_atomically,
 )
+from reference_apps.registry import pinned
+from stages.arms import kinds_of, replicas_of
 from stages.fleet import Edge
+from stages.problems import StageError
 from stages.spec import Stage, device_label, of_replica, stage_toml
 
 log = logging.getLogger("rung.launcher")
@@ -50,13 +55,16 @@ STOP_GRACE_S = 5.0
 # How long one question to a process of this machine may hold up all the others.
 ASK_TIMEOUT_S = 0.5
 RENEW_TIMEOUT_S = 5.0  # for a cache to be empty
+ASKED_FILE = "asked.toml"  # in the folder of a run: the stage before its aliases were resolved
+SPLIT_FOLDER = "split"  # in the same: what the processes of a split tell each other
 
 
 class Launcher(ABC):
     """Starts the replicas and the gateway of a stage, and stops them. A context manager: it leaves nothing behind."""
 
     def __init__(self, stage: Stage, folder: Path) -> None:
-        self.stage = stage
+        self.asked = stage  # as it was given: with aliases, where it names any
+        self.stage = _pinned(stage)
         self.folder = folder
         self.replicas: list[Member] = []
         self.gateway: Member | None = None
@@ -65,12 +73,16 @@ class Launcher(ABC):
         self._cache_password = valkey.password() if valkey.wanted(stage) else ""
         self.generation = 0  # of replicas.json
         self.lived: list[Life] = []  # those that are gone
-        self.first = stage.fleet.replicas  # are started with it; set it before the start for another number
-        self._numbers = itertools.count(stage.fleet.replicas)
+        self.first = replicas_of(stage)  # are started with it; set it before the start for another number
+        self._numbers = itertools.count(replicas_of(stage))
         folder.mkdir(parents=True, exist_ok=True)
         self.queue_folder = folder  # where queue and results are kept; set it before the start to keep them longer
+        self.feedback_folder = folder / FEEDBACK  # the same of predictions and labels
+        self.split_folder = folder / SPLIT_FOLDER  # of the split's control file
         self.stage_file = folder / "stage.toml"
-        self.stage_file.write_text(stage_toml(stage), encoding="utf-8")
+        self.stage_file.write_text(stage_toml(self.stage), encoding="utf-8")
+        if self.stage != stage:
+            (folder / ASKED_FILE).write_text(stage_toml(stage), encoding="utf-8")
 
     # ---- what a launcher of its own has to say ----
 
@@ -92,6 +104,12 @@ class Launcher(ABC):
 
     def _published(self) -> None:  # noqa: B027  (most gateways look for themselves)
         """A new replicas.json was written."""
+
+    def _repinned(self) -> None:  # noqa: B027  (most processes read `stage_file`)
+        """`stage` and its file are new."""
+
+    def _looked(self) -> None:  # noqa: B027  (most gateways look for themselves)
+        """It is time for another look."""
 
     def _let_go(self, member: Member) -> None:  # noqa: B027  (not everything holds something)
         """The process of `member` has ended: what was held for it may go."""
@@ -156,6 +174,7 @@ class Launcher(ABC):
             if valkey.wanted(self.stage):
                 self.cache = self._launch(self._new(CACHE, "cache" if self.stage.queue is None else "broker", ""))
                 self._await_broker()
+            self._begin_split()
             self._numbers = itertools.count(self.first)
             for number in range(self.first):
                 self._spawn(number)
@@ -175,7 +194,7 @@ class Launcher(ABC):
         It comes into rotation by itself when it is ready, and no sooner than `not_before_s` of the monotonic clock.
         With `launch_at_s` its process is started then only: until then, its machine is waited for.
         """
-        kinds = max(1, len(self.stage.fleet.profiles))
+        kinds = kinds_of(self.stage)
         number = next(self._numbers)
         while like is not None and number % kinds != like % kinds:
             number = next(self._numbers)
@@ -234,12 +253,34 @@ class Launcher(ABC):
         if not renewed:
             raise LaunchError(f"{self.stage.name}: its cache was not empty within {RENEW_TIMEOUT_S:g} s.")
 
+    def pin(self) -> bool:
+        """Replicas that are started from now on are of the versions that the stage's aliases are now.
+
+        Gives back whether those are others than before. Raises LaunchError where one is not there.
+        """
+        stage = _pinned(self.asked)
+        if stage == self.stage:
+            return False
+        self.stage = stage
+        write_atomically(self.stage_file, stage_toml(stage))
+        self._repinned()
+        return True
+
+    def forget_answers(self) -> None:
+        """Has the gateway's cache begin anew without waiting for it: its answers are another version's.
+
+        A store that outlives the gateway has met no such epoch before.
+        """
+        self.cache_epoch = max(self.cache_epoch + 1, int(time.time()))
+        self._publish()
+
     def tell(self, number: int, text: str) -> None:
         """Writes what a drill wants of a replica into the file that it looks at: see reference_apps/obeying.py."""
         write_atomically(self.folder / drill_file(number), text)
 
     def look(self) -> list[Member]:
         """Takes every step that is due. Gives those that were found dead, each once; `restart` brings one back."""
+        self._looked()
         return [member for member in self.members if self._step(member)]
 
     def settle(self) -> None:
@@ -391,6 +432,13 @@ class Launcher(ABC):
         member.stopped_s = member.stopped_s or time.monotonic()
         member.state = "gone"
 
+    def _begin_split(self) -> None:
+        """Writes the control file of the split, unless it is there: a ramp begins with the stage."""
+        split = self.stage.split
+        if split is not None:
+            self.split_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            split_file.begin(self.split_folder, split_file.first(split, time.monotonic()))
+
     def _await_broker(self) -> None:
         """Workers and jobs API do without a cache, and not without their queue."""
         broker = self.cache
@@ -437,3 +485,10 @@ def _host_and_port(url: str) -> tuple[str, int]:
     """Those of `redis://HOST:PORT`."""
     host, _, port = url.removeprefix("redis://").rpartition(":")
     return host, int(port)
+
+
+def _pinned(stage: Stage) -> Stage:
+    try:
+        return pinned(stage)
+    except (StageError, OSError) as error:
+        raise LaunchError(str(error)) from None

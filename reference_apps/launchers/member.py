@@ -13,6 +13,7 @@ from reference_apps.reading_logs import for_people
 State = Literal["starting", "ready", "draining", "stopping", "died", "gone"]
 GATEWAY = -1  # the number of the gateway, or of the jobs API in its place
 CACHE = -2  # that of the server that keeps a cache, or a queue
+FEEDBACK = "feedback"  # the folder of predictions and labels, in that of a run
 BROKER_FILE = "broker.url"  # in the folder of a queue: the address of its server, where a launcher has started one
 
 

@@ -54,7 +54,12 @@ class ProcessLauncher(Launcher):
         cache, environment = self.stage.cache, dict[str, str]()
         if self.cache is not None and cache is not None:
             environment[cache.url_env] = valkey.url("127.0.0.1", self.cache.port, self._cache_password)
-        return self._start("reference_apps.serve_gateway", member, ["--replicas", str(self.replicas_file)], environment)
+        words = ["--replicas", str(self.replicas_file)]
+        if self.stage.feedback is not None:
+            words += ["--feedback", str(self.feedback_folder.absolute())]
+        if self.stage.split is not None:
+            words += ["--split", str(self.split_folder.absolute())]
+        return self._start("reference_apps.serve_gateway", member, words, environment)
 
     def _start_cache(self, member: Member) -> subprocess.Popen[bytes]:
         member.port = member.port or valkey.free_port()

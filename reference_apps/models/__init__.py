@@ -9,6 +9,7 @@ The simulator has no twin of a model: to it a model is the time that a batch tak
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from stages.spec import Model as ModelSpec
 
-WARM_UP_BATCH_SIZE = 8
+WARM_BATCH_SIZES = (1, 8)
 
 
 class Inputs(Protocol):
@@ -46,6 +47,9 @@ class Inputs(Protocol):
         The same seed gives the same items, and item i does not depend on `count`.
         """
 
+    def example_labels(self, count: int, seed: int) -> list[int]:
+        """What each of them shows, as the model's answers name it; empty where nobody knows."""
+
     def example_images(self, count: int, seed: int) -> list[Image.Image]:
         """The same examples as pictures in `png_mode`: `from_image` of picture i is example i, to the bit.
 
@@ -58,7 +62,7 @@ class Model(Inputs, Protocol):
 
     @property
     def version(self) -> str:
-        """The version that the stage file gives this model; every answer names it."""
+        """The version that this model is; every answer names it."""
 
     def predict(self, inputs: np.ndarray) -> list[dict[str, Any]]:
         """One answer per input, as JSON can hold it; `inputs` is float32 of shape (n, *input_shape), n >= 1.
@@ -80,17 +84,22 @@ def load_inputs(spec: ModelSpec) -> Inputs:
             return inputs.XorInputs()
 
 
-def load_model(spec: ModelSpec, device: str, *, cpu_threads: int = 1) -> Model:
+def load_model(
+    spec: ModelSpec, device: str, *, cpu_threads: int = 1, warm_batch_sizes: Sequence[int] = WARM_BATCH_SIZES
+) -> Model:
     """The model of a stage on "cpu" or "cuda", with its weights checked and loaded, warmed up.
 
-    `cpu_threads` holds for the whole process, as PyTorch has one pool of threads. Raises StageError, which is a
-    ValueError, when the weights do not fit the model or the device is not there.
+    A version comes out of the registry, with its digest checked. `cpu_threads` holds for the whole process, as PyTorch
+    has one pool of threads. Raises StageError, which is a ValueError, when there is no such version, when the weights
+    do not fit the model or are not those that were published, or the device is not there.
     """
     # Imported here so that `load_inputs` stays free of PyTorch, and so that `python -m` of one of them does not
     # find itself imported already.
-    from reference_apps.models import digits, network, resnet50, xor
+    from reference_apps.models import crashing, digits, network, resnet50, xor
+    from reference_apps.registry import with_weights
 
     network.prepare(device, cpu_threads)
+    spec = with_weights(spec)
     model: Model
     match spec.name:
         case "digits":
@@ -99,7 +108,11 @@ def load_model(spec: ModelSpec, device: str, *, cpu_threads: int = 1) -> Model:
             model = resnet50.ResNet50(spec, device)
         case "xor":
             model = xor.Xor(spec, device)
-    # PyTorch picks and compiles its kernels at the first call; no request should wait for that.
-    for batch_size in (1, WARM_UP_BATCH_SIZE):
+    # PyTorch picks and compiles its kernels at the first call, and prepares itself for each new shape: no request
+    # should wait for that.
+    for batch_size in warm_batch_sizes:
         model.predict(model.examples(batch_size, seed=0))
+    share = spec.known.crash_share
+    if share:
+        return crashing.Crashing(model, share)
     return model

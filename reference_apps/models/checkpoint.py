@@ -36,11 +36,16 @@ def parameters_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-    """Writes tensors with `facts` (JSON values) and their digest; equal ones give equal bytes."""
+def weights_file(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> bytes:
+    """A safetensors file of tensors with `facts` (JSON values) and their digest; equal ones give equal bytes."""
     header = json.dumps({**facts, "sha256": parameters_digest(tensors)}, sort_keys=True)
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()}, {HEADER_KEY: header})
+
+
+def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+    """Writes such a file."""
     # save_file would leave a file that its owner alone can read, whatever the umask says.
-    path.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, {HEADER_KEY: header}))
+    path.write_bytes(weights_file(tensors, facts))
 
 
 def read_facts(path: Path) -> dict[str, Any]:

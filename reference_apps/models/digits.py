@@ -68,7 +68,7 @@ class Digits(DigitInputs):
     """Answers `{"label", "probability"}`: the digit and how sure the network is of it."""
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
-        self.version = spec.version
+        self.version = spec.answers_as
         net = DigitsNet()
         load_weights(net, Path(spec.weights or WEIGHTS), self.name, REMEDY)
         self._network = Network(net, device, self.input_shape)

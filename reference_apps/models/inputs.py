@@ -69,6 +69,12 @@ class DigitInputs:
         images, _ = held_out_digits()
         return scaled_digits(images[_drawn(len(images), count, seed, self.name)])
 
+    def example_labels(self, count: int, seed: int) -> list[int]:
+        """Which digit each of them is."""
+        _, labels = held_out_digits()
+        drawn: list[int] = labels[_drawn(len(labels), count, seed, self.name)].tolist()
+        return drawn
+
     def example_images(self, count: int, seed: int) -> list[Image.Image]:
         """The same digits as greyscale pictures."""
         images, _ = held_out_digits()
@@ -105,6 +111,11 @@ class ImageInputs:
         """Noise of the seed, normalised as a picture is."""
         return self._normalised(self._noise(count, seed))
 
+    def example_labels(self, count: int, seed: int) -> list[int]:
+        """None: nobody knows what noise shows."""
+        del count, seed
+        return []
+
     def example_images(self, count: int, seed: int) -> list[Image.Image]:
         """The same noise as pictures of the model's size."""
         return [Image.fromarray(picture) for picture in self._noise(count, seed)]
@@ -135,6 +146,10 @@ class XorInputs:
         """The four corners in a seeded order, over and over."""
         drawn: np.ndarray = self.corners[_drawn(len(self.corners), count, seed, self.name)]
         return drawn
+
+    def example_labels(self, count: int, seed: int) -> list[int]:
+        """The exclusive or of each."""
+        return [int(a != b) for a, b in self.examples(count, seed).tolist()]
 
     def example_images(self, count: int, seed: int) -> list[Image.Image]:
         """Always raises ValueError: two bits are no picture."""

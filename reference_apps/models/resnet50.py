@@ -104,7 +104,7 @@ class ResNet50(ImageInputs):
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
         super().__init__(spec.image_size_px)
-        self.version = spec.version
+        self.version = spec.answers_as
         net = random_net()
         if spec.weights is not None:
             load_weights(net, Path(spec.weights), self.name, REMEDY)

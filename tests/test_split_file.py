@@ -1,0 +1,112 @@
+"""The control file of a split: what was accepted is there, whoever is killed when, and no change undoes another."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from reference_apps import split_file
+from reference_apps.split_file import SPLIT_FILE, SplitError, Told
+from stages.policies.splitting import Wanted
+from stages.split import Ramp, Split
+
+
+def begun(folder: Path, ramp: bool = False) -> Path:
+    split = Split(challenger_share=0.1, ramp=Ramp(step_duration_s=1.0) if ramp else None)
+    split_file.begin(folder, split_file.first(split, 5.0))
+    return folder
+
+
+def test_a_stage_begins_with_its_own_share_or_ramp(tmp_path: Path) -> None:
+    assert split_file.read(begun(tmp_path)) == Told(0, 0, 0.1)
+    (tmp_path / "other").mkdir()
+    told = split_file.read(begun(tmp_path / "other", ramp=True))
+    assert told is not None
+    assert told.wanted == Wanted(0.1, 5.0)
+    split_file.set_share(tmp_path, 0.4)
+    begun(tmp_path)
+    assert split_file.read(tmp_path) == Told(1, 0, 0.4), "a stage that starts again goes on as it was"
+
+
+def test_a_share_ends_the_ramp_and_a_ramp_begins_anew(tmp_path: Path) -> None:
+    begun(tmp_path, ramp=True)
+    assert split_file.set_share(tmp_path, 0.2) == Told(1, 0, 0.2)
+    assert split_file.begin_ramp(tmp_path, 77.0).wanted == Wanted(0.2, 77.0)
+    assert split_file.set_share(tmp_path, 0.2).generation == 3
+    assert split_file.set_share(tmp_path, 0.2).generation == 3, "nothing has changed"
+
+
+def test_who_was_stopped_stays_out_until_it_is_tried_again(tmp_path: Path) -> None:
+    begun(tmp_path)
+    told = split_file.stop(tmp_path, 0, "errors", "2 % of its requests had no answer")
+    assert (told.stopped, told.wanted.stopped) == ("errors", "errors")
+    assert split_file.stop(tmp_path, 0, "latency", "another") == told, "the first guardrail is the one that is told"
+    for change in (lambda: split_file.set_share(tmp_path, 0.3), lambda: split_file.begin_ramp(tmp_path, 1.0)):
+        with pytest.raises(SplitError, match=r"stopped by the guardrail errors: 2 % .* Use --again"):
+            change()
+    again = split_file.set_share(tmp_path, 0.3, again=True)
+    assert (again.trial, again.stopped, again.why, again.share) == (1, "", "", 0.3)
+    assert split_file.stop(tmp_path, 0, "errors", "late news of the trial before").stopped == ""
+
+
+def test_no_split_and_nonsense_are_told_in_words(tmp_path: Path) -> None:
+    assert split_file.read(tmp_path) is None
+    with pytest.raises(SplitError, match=r"has no split\.json"):
+        split_file.set_share(tmp_path, 0.3)
+    for text in ("{", '{"generation": 1}', '{"generation": 0, "trial": 0, "share": 2.0}', "[1]", '{"a": 1}'):
+        (tmp_path / SPLIT_FILE).write_text(text)
+        with pytest.raises(ValueError):
+            split_file.read(tmp_path)
+        with pytest.raises(SplitError, match="could not be changed"):
+            split_file.set_share(tmp_path, 0.3)
+
+
+def test_changes_at_once_are_made_one_after_the_other(tmp_path: Path) -> None:
+    begun(tmp_path)
+
+    def change(number: int) -> None:
+        split_file.set_share(tmp_path, number / 100)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(change, range(1, 41)))
+    told = split_file.read(tmp_path)
+    assert told is not None
+    assert told.generation == 40
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from reference_apps import split_file
+for number in range(1, 100_000):
+    told = split_file.set_share(Path(sys.argv[1]), number / 100_000)
+    print(told.generation, flush=True)
+"""
+
+
+def test_what_was_accepted_outlives_kill_9_in_the_middle_of_a_change(tmp_path: Path) -> None:
+    begun(tmp_path)
+    dice, before = random.Random(5), 0
+    for _ in range(5):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        accepted = [int(writer.stdout.readline()) for _ in range(3)]
+        time.sleep(dice.random() * 0.02)
+        writer.send_signal(signal.SIGKILL)
+        accepted += [int(line) for line in writer.stdout.read().splitlines() if line]
+        writer.wait(30)
+        writer.stdout.close()
+        told = split_file.read(tmp_path)
+        assert told is not None
+        assert before < accepted[-1] <= told.generation <= accepted[-1] + 1, "one more may have been under way"
+        before = told.generation
+    assert split_file.set_share(tmp_path, 1.0).generation == before + 1, "its lock went with it"
+    assert json.loads((tmp_path / SPLIT_FILE).read_text())["share"] == 1.0
