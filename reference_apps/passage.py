@@ -87,7 +87,7 @@ class Request:
     @property
     def split_as(self) -> str:
         """What its arm follows from where no user does: its number in a load test, or its id."""
-        return self.request_id.decode("latin-1") if self.number is None else str(self.number)
+        return self.request_id.decode("latin-1") if self.ticket is None else self.ticket.partition("-")[2]
 
     def headers_with(self, left_s: float) -> list[tuple[bytes, bytes]]:
         """What goes to a replica that has so many seconds for it."""

@@ -169,9 +169,10 @@ def _apart(
     if most_inside(came_s, out_s) > config.max_in_flight:
         return None
     count = came_s.size
-    tries, caches = np.ones(count, dtype=np.int64), [""] * count
+    tries, none = np.ones(count, dtype=np.int64), [""] * count
     replied_s = out_s + door.to_client_s
-    return Served(GatewayLog(came_s, arrived_s, out_s, replied_s, reasons, choices, tries, caches), lives, came_s)
+    seen = GatewayLog(came_s, arrived_s, out_s, replied_s, reasons, choices, tries, caches=none, arms=none)
+    return Served(seen, lives, came_s)
 
 
 def most_inside(came_s: Floats, went_s: Floats) -> int:

@@ -183,6 +183,7 @@ class Fleet:
             replicas=replicas,
             tries=tries,
             caches=[""] * len(self._came_s),
+            arms=[""] * len(self._came_s),
         )
 
     # ---- moments ----
