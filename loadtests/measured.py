@@ -50,6 +50,8 @@ KINDS: tuple[tuple[str, str, str, float, dict[str, str], tuple[str, ...]], ...] 
     ("micro-batched", "cpu", "cpu", 37.0, REAL_BATCHES, ALL),
     ("single-vm", "cpu", "cpu", 29.0, REAL_SINGLE, ALL),
     ("load-balanced", "emulated", "emulated", 320.0, {}, ALL[:1]),
+    # Two versions out of the registry: `rung models train --variants` publishes them first.
+    ("ab-test", "emulated", "emulated", 320.0, {}, ALL[:1]),
 )
 # Fleets of load-balanced under every policy: 640 requests a second of four replicas are more than two cores carry
 # beside the load generator, so that these fleets keep half of the stage's pace.

@@ -70,7 +70,7 @@ def test_every_user_keeps_the_arm_of_its_bucket(tmp_path: Path) -> None:
 def test_a_stranger_is_split_by_the_number_or_the_id_of_its_request(tmp_path: Path) -> None:
     with arms(tmp_path) as made:
         for number in range(30):
-            numbered = made.ask(x_rung_request=str(number))
+            numbered = made.ask(x_rung_request=f"7-{number}")
             named = made.ask(x_request_id=f"my-{number}")
             assert arm_of(numbered) == ("challenger" if bucket(str(number), "") < 0.4 else "champion")
             assert arm_of(named) == ("challenger" if bucket(f"my-{number}", "") < 0.4 else "champion")
