@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check measured bench-simulator bench-device bench-gateway bench-queue bench-sweep bench-plan chaos-queue clean
+.PHONY: help setup demo test check measured tutorials bench-simulator bench-device bench-gateway bench-queue bench-sweep bench-plan chaos-queue clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ check: .venv/ready-dev  ## style, types, tests
 
 measured: .venv/ready  ## make the results under stages/*/measured anew: about an hour on a quiet machine
 	@$(BIN)/python -m loadtests.measured
+
+tutorials: .venv/ready-dev  ## write outputs, numbers and figures of the tutorials anew: about a quarter of an hour on a quiet machine
+	@$(BIN)/python -m tutorials.making.refresh
 
 bench-simulator: .venv/ready-dev  ## simulated requests per second, as a ratio to plain SimPy
 	@$(BIN)/python -m tests.benchmarks.bench_simulator

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from loadtests import policies, report
@@ -28,9 +30,10 @@ def print_comparisons(found: dict[str, Comparison], folder: Path, json_: bool) -
 
 def print_metrics(metrics: dict[str, float], title: str) -> None:
     """A table of every metric."""
-    table = Table("metric", "value", title=title)
+    table = Table("metric", title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("value", justify="right")
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.4g}")
+        table.add_row(name, "-" if math.isnan(value) else f"{value:.4g}")
     out.print(table)
 
 

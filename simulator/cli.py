@@ -160,9 +160,10 @@ def _notes(stage: Stage, calibration: Calibration | None, offered_rps: float, ca
 
 
 def _print(stage: Stage, result: dict[str, Any]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=f"{stage.title}, predicted", title_justify="left", caption_justify="left")
+    table = Table(title=f"{stage.title}, predicted", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric")
     table.add_column("predicted", justify="right")
     for name, value in result["metrics"].items():

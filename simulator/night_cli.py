@@ -116,11 +116,12 @@ def _notes(stage: Stage, night: Night, rows: list[Row], calibrated: bool) -> lis
 
 
 def _print(stage: Stage, night: Night, rows: list[Row], best: Row | None, calibrated: bool) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     deadline = "" if night.deadline_s is None else f", due in {_time(night.deadline_s)}"
     out.print(f"[bold]{stage.name}[/bold]: {night.backlog:,} jobs{deadline}")
-    table = Table(title_justify="left")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("workers", "pricing", "done after", "lowest, highest", "in time", "dollars", "lowest, highest"):
         table.add_column(name, justify="left" if name == "pricing" else "right")
     for column in ("taken away", "dead"):

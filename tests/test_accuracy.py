@@ -1,0 +1,71 @@
+"""The accuracy page: every kept result is on it, and says of itself what its file says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from loadtests import accuracy
+from loadtests.accuracy_sections import section
+from stages.spec import stage_files
+
+
+def a_row(load: float = 0.5, metric: str = "latency_s_p95", error: float | None = 0.1, **more: Any) -> dict[str, Any]:
+    found = {"load": load, "metric": metric, "measured": 0.02, "predicted": 0.022, "error": error, "void": False}
+    return found | {"spread_low": 0.019, "spread_high": 0.021} | more
+
+
+def lines(document: dict[str, Any]) -> str:
+    return "\n".join(section("emulated-poisson", "../x.json", document))
+
+
+def test_a_result_says_where_it_comes_from() -> None:
+    document = {"device": "emulated t4", "machine": "a laptop", "made_at": "2026-11-20T13:54:48", "command": "rung x"}
+    text = lines(document | {"rows": [a_row()], "result": "It went well.", "caveats": ["Mind the gap."]})
+    assert "### emulated poisson" in text
+    assert "Device: emulated t4. Measured on: a laptop, 2026-11-20. By `rung x`. [All figures](../x.json)." in text
+    assert "It went well." in text
+    assert "- Mind the gap." in text
+
+
+def test_a_load_is_a_line_with_measurement_spread_and_error() -> None:
+    text = lines({"rows": [a_row(0.9), a_row(0.5, error=None), a_row(1.2, void=True)]})
+    assert "| load | latency p95 |" in text
+    assert "| 0.9 | 20.0 ms (19.0 to 21.0), +10.0 % |" in text
+    assert "| 0.5 | 20.0 ms (19.0 to 21.0), – |" in text
+    assert "| 1.2 | 20.0 ms (19.0 to 21.0), void |" in text
+    assert text.index("| 0.5 |") < text.index("| 0.9 |")
+
+
+def test_policies_have_a_line_each() -> None:
+    text = lines({"rows": [a_row(policy="random"), a_row(policy="learned")]})
+    assert "| 0.5 | random |" in text
+    assert "| 0.5 | learned |" in text
+
+
+def test_a_run_over_time_has_a_line_a_figure() -> None:
+    row = {"metric": "replica_seconds", "measured": 640.0, "predicted": 644.0, "spread_low": 640.0, "spread_high": None}
+    assert "| replica_seconds | 640 | 644 | 640 to – |" in lines({"rows": [row]})
+
+
+def test_void_runs_are_told_and_count_for_nothing() -> None:
+    text = lines({"rows": [], "void_runs": [{"load": 0.5, "repeat": 0, "why": "The generator was late."}]})
+    assert "Void runs, which count for nothing: 1. The first: The generator was late." in text
+    rows = [a_row(error=0.2), a_row(error=-0.3), a_row(error=0.9, void=True), a_row(1.2, error=0.8), a_row(error=None)]
+    found = accuracy.worst(rows, "latency_s_p95")
+    assert found is not None
+    assert found["error"] == -0.3
+
+
+@pytest.mark.parametrize("stage", stage_files())
+def test_every_kept_result_is_on_the_page(stage: str) -> None:
+    page = accuracy.page()
+    for path in (stage_files()[stage].parent / "measured").glob("*.json"):
+        assert f"(../{path.relative_to(accuracy.ROOT).as_posix()})" in page
+
+
+def test_the_page_says_when_not_to_trust_it() -> None:
+    page = accuracy.page()
+    for head in ("## At a glance", "## What the model leaves out", "## When not to trust a prediction"):
+        assert head in page
