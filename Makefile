@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check measured tutorials bench-simulator bench-device bench-gateway bench-queue bench-sweep bench-plan chaos-queue clean
+.PHONY: help setup demo test check measured tutorials bench-simulator bench-device bench-gateway bench-queue bench-sweep bench-plan bench-split chaos-queue clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,8 +14,11 @@ help:  ## list the targets
 setup: .venv/ready  ## make .venv with what running needs
 	@echo "Ready: $(BIN)/rung --help"
 
+# A quarter of the stage's pace, so that the load generator's lag stays small beside it on a laptop that does other things
+# as well. Void runs are told, and are no reason to stop.
 demo: .venv/ready  ## load a real service, predict it, compare the two: about a minute, after the first time
-	@$(BIN)/rung compare micro-batched --short --loads 0.2,0.5,0.8,0.95,1.2 --repeat 2 --out runs/demo
+	@$(BIN)/rung compare micro-batched --short --loads 0.2,0.5,0.8,0.95,1.2 --repeat 2 --out runs/demo \
+		--set device.slowdown=4 --set batching.batch_wait_timeout_s=0.02 --set slo.latency_s=0.4 || [ $$? -eq 3 ]
 
 test: .venv/ready-dev  ## run the tests, as CI does: within 10 minutes on 2 cores
 	@$(BIN)/python -m pytest -q -n 3 --dist loadfile
@@ -46,6 +49,9 @@ bench-device: .venv/ready-dev  ## how exactly an emulated device keeps its pace
 
 bench-gateway: .venv/ready-dev  ## what the gateway costs, as ratios to the replica directly and to haproxy
 	@$(BIN)/python -m tests.benchmarks.bench_gateway
+
+bench-split: .venv/ready  ## who gets which of two versions, counted over 180,000 requests through the real gateway
+	@$(BIN)/python -m loadtests.bench_split
 
 bench-queue: .venv/ready-dev  ## what the queue carries, as ratios to Celery on Redis and to huey on SQLite
 	@$(INSTALL) --editable '.[bench]'

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loadtests.ab_arguments import check, within, writable
 from loadtests.ab_split_cli import app as split_app
 from stages.terminal import Exit, JsonOption, SetOption, StageArgument, err, fail, out, print_json, teaching
 
@@ -28,7 +29,6 @@ ab = typer.Typer(help="Split traffic between two versions, and see which is bett
 app = typer.Typer()
 app.add_typer(ab, name="ab")
 ab.add_typer(split_app)  # share, rehearse
-ab.add_typer(split_app)
 
 EXPERIMENTS, PLAN_EXPERIMENTS = 10_000, 500
 REQUESTS_MAX = 5_000_000
@@ -67,7 +67,7 @@ def plan(
     from simulator.experiments import plan as made
 
     if stage is not None:
-        defaults = _of_stage(stage_of(stage, set_))
+        defaults = _of_stage(stage_of(stage, set_, pin=False))  # one plans before anything is published
     elif set_:
         fail("--set: changes a stage, got none. Nothing would read it. Name a stage, or leave it out.", Exit.MISUSED)
     else:
@@ -76,11 +76,11 @@ def plan(
     rate_rps, share_b, labelled_share, delay_s = (
         default if value is None else value for value, default in zip(given, defaults, strict=True)
     )
-    _within("--rate", rate_rps, 0.0, 1e6, "Use what arrives in a second.")
-    _within("--labelled", labelled_share, 0.0, 1.0, "Use 1 where every answer gets a label.")
+    within("--rate", rate_rps, 0.0, 1e6, "Use what arrives in a second.")
+    within("--labelled", labelled_share, 0.0, 1.0, "Use 1 where every answer gets a label.")
     if not 0.0 <= delay_s <= 1e7:
         fail(f"--delay: must be 0 to 10000000 seconds, got {delay_s:g}. No label comes first. Use 0.", Exit.MISUSED)
-    _check(baseline, effect, share_b, alpha, power)
+    check(baseline, effect, share_b, alpha, power)
     with _drawing("Simulating experiments") as on_progress:
         found = made(baseline, effect, share_b, alpha, power, experiments, seed, on_progress)
     told = plan_document(found, (rate_rps, share_b, labelled_share, delay_s), (baseline, effect, alpha, power))
@@ -114,8 +114,8 @@ def simulate(
     from stages.policies.fixed_horizon import sample_size
     from stages.policies.sequential import requests_needed, tuned_for
 
-    _check(baseline, effect, share, alpha, power)
-    _writable(plot)
+    check(baseline, effect, share, alpha, power)
+    writable(plot)
     size = requests or sample_size(baseline, effect, share, alpha, power)
     tuned_at = tuned_for(baseline, effect, share, alpha, power)
     longest = max(size, requests_needed(baseline, effect, share, alpha, power, tuned_at))
@@ -160,16 +160,19 @@ def status(
     from loadtests.ab_report import print_status
     from loadtests.ab_status import Asked, document
     from loadtests.ab_status import status as so_far
+    from reference_apps import split_file
     from reference_apps.feedback_errors import FeedbackDownError
     from reference_apps.feedback_reading import FeedbackReader
+    from reference_apps.launchers.launcher import SPLIT_FOLDER
     from reference_apps.launchers.member import FEEDBACK
-    from reference_apps.up import feedback_folder
+    from reference_apps.up import feedback_folder, split_folder
 
-    _check(baseline, effect if baseline + effect <= 1.0 else -effect, 0.5, alpha, 0.8)
-    _writable(plot)
+    check(baseline, effect if baseline + effect <= 1.0 else -effect, 0.5, alpha, 0.8)
+    writable(plot)
     resolved, feedback = _with_feedback(stage, folder)
     asked = Asked(alpha, effect, baseline, _since(last))
     kept = feedback_folder(resolved.name) if folder is None else folder / FEEDBACK
+    told = split_file.seen(split_folder(resolved.name) if folder is None else folder / SPLIT_FOLDER)
     try:
         with FeedbackReader(feedback, kept) as reader:
             found = so_far(resolved, reader, asked)
@@ -179,9 +182,11 @@ def status(
         fail(f"{resolved.name}: nothing was answered yet that was kept. Send requests, with `rung load {stage}`.")
     drawn = plot is not None and _plot_status(plot, found, asked)
     if json_:
-        print_json(document(found))
+        print_json({**document(found), "split": None if told is None else told._asdict()})
         return
     print_status(found, out)
+    if resolved.split is not None and (stopped := split_file.in_words(told, resolved.name, resolved.split)):
+        out.print(stopped, markup=False, highlight=False)
     if plot is not None:
         out.print(f"Picture: {plot}" if drawn else "No picture: one arm has no labels yet.")
 
@@ -230,40 +235,6 @@ def _since(last: str | None) -> float | None:
         fail(
             f"--last: must be a time of more than 0 seconds, got {last!r}. Nothing was answered in it. Use 8h, 30m or "
             "45s.",
-            Exit.MISUSED,
-        )
-
-
-def _check(baseline: float, effect: float, share: float, alpha: float, power: float) -> None:
-    """Ends the command in words when there can be no such experiment."""
-    _within("--baseline", baseline, 0.0, 1.0, "Use 0.97 where 97 of 100 answers are right.", least_too=False)
-    if effect == 0.0 or not 0.0 < baseline + effect <= 1.0:
-        fail(
-            f"--effect: must leave the challenger a share of right answers above 0 and at most 1, other than the "
-            f"champion's {baseline:g}, got {effect:g}. There would be nothing to see. Use 0.01 for a point more, -0.01 "
-            "for one less.",
-            Exit.MISUSED,
-        )
-    _within("--share", share, 0.0, 1.0, "Use 0.05 for one request in twenty.", least_too=False)
-    _within("--alpha", alpha, 0.0, 0.5, "Use 0.05.")
-    _within("--power", power, 0.0, 0.999, "Use 0.8.")
-
-
-def _within(option: str, value: float, above: float, most: float, remedy: str, least_too: bool = True) -> None:
-    if not above < value <= most or (not least_too and value == most):
-        bound = f"at most {most:g}" if least_too else f"below {most:g}"
-        fail(
-            f"{option}: must be above {above:g} and {bound}, got {value:g}. There can be no such experiment. {remedy}",
-            Exit.MISUSED,
-        )
-
-
-def _writable(plot: Path | None) -> None:
-    """Ends the command in words before anything is drawn that could not be kept."""
-    if plot is not None and (plot.is_dir() or not plot.absolute().parent.is_dir()):
-        fail(
-            f"--plot: must be a file in a folder that exists, got {plot}. The picture would have no place. Make the "
-            "folder first.",
             Exit.MISUSED,
         )
 

@@ -170,6 +170,9 @@ def print_status(found: Status, out: Console) -> None:
             f"about {found.planned or 0:,} labels, is the only one",
             highlight=False,
         )
+    if found.decided_after is not None:
+        gone = duration(found.decided_after_s or 0.0)
+        out.print(f"First told apart after {found.decided_after:,} labels, {gone} from the beginning.", highlight=False)
     if (slower := found.latency_difference_s) is not None:
         out.print(f"Latency:    {_of(slower, 1e3, ' ms', signed=True)}, of the means, at every look", highlight=False)
     out.print(f"[bold]{found.verdict}[/bold]", highlight=False)

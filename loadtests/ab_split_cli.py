@@ -40,11 +40,12 @@ def share(
 ) -> None:
     """Change the challenger's share of a stage that is up, without a restart. It outlives the gateway."""
     from reference_apps import split_file
+    from reference_apps.up import split_folder
 
     up = _up(stage)
     asked = _served(up)
     wanted = _share(asked, challenger)
-    folder = _split_folder(up)
+    folder = split_folder(up.stage)
     try:
         if wanted is None:
             told = split_file.begin_ramp(folder, time.monotonic(), again)
@@ -147,12 +148,6 @@ def _share(stage: Stage, text: str) -> float | None:
             f"SHARE: must be 0 to 1, or ramp, got {text}. It is a part of all users. Use 0.2 for a fifth.", Exit.MISUSED
         )
     return found
-
-
-def _split_folder(up: Up) -> Path:
-    from reference_apps.launchers.launcher import SPLIT_FOLDER
-
-    return Path(up.folder) / SPLIT_FOLDER
 
 
 def _in_force(stage: Stage, up: Up, told: Told) -> bool:

@@ -3,9 +3,11 @@
     predictions, labels ──▶ FeedbackReader ──▶ Arm, Arm ──▶ difference ──▶ Status ──▶ table, JSON, effect over time
 
 The intervals are those of stages/policies/sequential.py: whoever looks every minute and stops at the first verdict is
-wrong with probability alpha at most. Each holds by itself; not all of them together. What one look would say stands
-beside. No twin: it measures; simulator/experiments.py predicts how long that takes. Latencies and seconds on the device
-are taken to be independent, which requests in one queue are not: read their intervals as too narrow.
+wrong with probability alpha at most. Where they are the narrowest follows from the stage and the question alone: from
+what was seen by then, it would be another at each look. Each holds by itself; not all of them together. What one look
+would say stands beside. No twin: it measures; simulator/experiments.py predicts how long that takes. Latencies and
+seconds on the device are taken to be independent, which requests in one queue are not: read their intervals as too
+narrow.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference_apps.feedback_reading import Counts, FeedbackReader, JudgedRows, Version
-from stages.cost import usd_per_hour
+from stages.bill import replica_usd_per_hour
 from stages.policies import fixed_horizon, sequential
 from stages.spec import Stage
 
 Floats = NDArray[np.float64]
 Moments = tuple[float, float, int]  # mean, variance and number of a sample
+Counted = NDArray[np.int64]
 
 POWER = 0.8
 _POINTS = 500  # of the effect over time
@@ -87,6 +90,8 @@ class Status:
     latency_difference_s: Figure | None = None
     one_look: Figure | None = None
     one_look_p: float | None = None
+    decided_after: int | None = None  # labelled requests at the first look that told the arms apart
+    decided_after_s: float | None = None  # from the beginning to that look
     planned: int | None = None  # labelled requests for one look
     left: int | None = None  # until the effect that is asked for would show, at the latest
     left_s: float | None = None
@@ -123,7 +128,7 @@ def _compared(
 ) -> Status:
     a, b = (arm.counts for arm in arms)
     share = _share(a.predictions, b.predictions)
-    tuned_at = sequential.tuned_for(asked.baseline, _possible(asked), share, asked.alpha, POWER)
+    tuned_at = sequential.tuned_for(asked.baseline, _possible(asked), _meant(stage), asked.alpha, POWER)
     counts = (a.right, a.labelled, b.right, b.labelled)
     value = b.right / max(1, b.labelled) - a.right / max(1, a.labelled) if a.labelled and b.labelled else math.nan
     difference = Figure(value, *_pair(sequential.difference_of_shares(*counts, asked.alpha, tuned_at)))
@@ -137,6 +142,7 @@ def _compared(
     left = max(0, at_latest - labelled)
     seconds = times[1] - times[0]
     left_s = left * seconds / labelled if labelled and seconds > 0.0 else math.inf
+    first = decided(rows, asked.alpha, tuned_at)
     return Status(
         stage.name,
         *times,
@@ -146,6 +152,8 @@ def _compared(
         latency_difference_s=slower,
         one_look=one_look,
         one_look_p=fixed_horizon.p_value(float(fixed_horizon.z_statistic(*counts))),
+        decided_after=None if first is None else first[0],
+        decided_after_s=None if first is None else max(0.0, first[1] - times[0]),
         planned=planned,
         left=left,
         left_s=left_s,
@@ -170,17 +178,24 @@ def verdict(difference: Figure, left: int, left_s: float, effect: float) -> str:
     return f"{text} One of {100.0 * abs(effect):g} points shows within {left:,} more labels, most likely{wait}."
 
 
+def decided(rows: JudgedRows, alpha: float, tuned_at: float) -> tuple[int, float] | None:
+    """After how many labels, and when (seconds since the epoch), the interval first left out 0; None for never."""
+    ok_a, n_a, ok_b, n_b = _running(rows)
+    low, high = sequential.difference_of_shares(ok_a, n_a, ok_b, n_b, alpha, tuned_at)
+    apart = np.flatnonzero((low > 0.0) | (high < 0.0))
+    return (int(apart[0]) + 1, float(rows.at[apart[0]])) if apart.size else None
+
+
 def over_time(rows: JudgedRows, alpha: float, tuned_at: float) -> Effect:
     """The difference after each label, or after some hundreds of moments where there are more of them."""
-    b, right = rows.challenger, rows.right
-    n_b, ok_b = np.cumsum(b), np.cumsum(b & right)
-    n_a, ok_a = np.arange(1, b.size + 1) - n_b, np.cumsum(~b & right)
-    first = int(np.argmax((n_a > 0) & (n_b > 0))) if b.any() and not b.all() else b.size
+    b = rows.challenger
+    running = _running(rows)
+    first = int(np.argmax((running[1] > 0) & (running[3] > 0))) if b.any() and not b.all() else b.size
     chosen = np.unique(np.linspace(first, b.size - 1, _POINTS).round().astype(np.int64)) if first < b.size else b[:0]
     at = np.asarray(chosen, dtype=np.int64)
-    counts = (ok_a[at], n_a[at], ok_b[at], n_b[at])
-    low, high = sequential.difference_of_shares(*counts, alpha, tuned_at)
-    value = counts[2] / np.maximum(counts[3], 1) - counts[0] / np.maximum(counts[1], 1)
+    ok_a, n_a, ok_b, n_b = (each[at] for each in running)
+    low, high = sequential.difference_of_shares(ok_a, n_a, ok_b, n_b, alpha, tuned_at)
+    value = ok_b / np.maximum(n_b, 1) - ok_a / np.maximum(n_a, 1)
     return Effect(rows.at[at], at + 1, value, low, high)
 
 
@@ -226,7 +241,7 @@ def _dollars(stage: Stage, replica: int, device_s: Figure) -> Figure | None:
     """US dollars of 1000 answers, of the time that a device was busy for them; what it idles is not in it."""
     if stage.cost is None:
         return None
-    price = usd_per_hour(stage.cost, replica) / 3600.0 * 1000.0
+    price = replica_usd_per_hour(stage, replica) / 3600.0 * 1000.0
     return Figure(price * device_s.value, price * device_s.low, price * device_s.high)
 
 
@@ -243,6 +258,22 @@ def _moments(values: Floats) -> tuple[float, float]:
 
 def _pair(bounds: tuple[Floats, Floats]) -> tuple[float, float]:
     return float(bounds[0]), float(bounds[1])
+
+
+def _running(rows: JudgedRows) -> tuple[Counted, Counted, Counted, Counted]:
+    """After each label: right answers and labels of the champion, and of the challenger."""
+    b, right = rows.challenger, rows.right
+    n_b, ok_a, ok_b = (np.cumsum(each, dtype=np.int64) for each in (b, ~b & right, b & right))
+    return ok_a, np.arange(1, b.size + 1) - n_b, ok_b, n_b
+
+
+def _meant(stage: Stage) -> float:
+    """The challenger's share as the stage has it in the end, whatever it got by now; one half without a split."""
+    split = stage.split
+    if split is None:
+        return 0.5
+    share = split.challenger_share if split.ramp is None else split.ramp.shares[-1]
+    return min(0.99, max(0.01, share if split.mode == "split" else share / (1.0 + share)))
 
 
 def _share(a: int, b: int) -> float:

@@ -78,7 +78,7 @@ def table(prefix: str = "") -> Iterator[str]:
     """The lines of the table of comparisons, one each; `prefix` leads from the page to the root."""
     yield from _head(HEAD)
     for stage, path, document in _kept():
-        if path.stem.endswith(tuple(ARRIVALS)):
+        if "rows" in document and "orders" not in document and all("load" in row for row in document["rows"]):
             yield _line(stage, path, document, prefix)
 
 
@@ -123,7 +123,7 @@ def _in_a_sentence(kept: list[tuple[str, Path, dict[str, Any]]]) -> str:
         errors = [abs(row["error"]) for row in rows if _counts(row, metric)]
         if errors:
             told.append(f"{label} {100 * median(errors):.1f} % ({100 * max(errors):.1f} %)")
-    count = sum(_counts(row, "latency_s_p95") for row in rows)
+    count = sum(_counts(row, "latency_s_p95") for row in rows if not row.get("arm"))
     if not told:
         return "No result is kept yet.\n"
     return f"Below capacity, over {count} loads, the error in the middle, and the worst: {', '.join(told)}.\n"
@@ -158,10 +158,12 @@ def worst(rows: list[Row], metric: str) -> Row | None:
 
 def _line(stage: str, path: Path, document: dict[str, Any], prefix: str) -> str:
     rows: list[Row] = document["rows"]
-    arrivals = next(words for ending, words in ARRIVALS.items() if path.stem.endswith(ending))
+    named = (words for ending, words in ARRIVALS.items() if path.stem.endswith(ending))
+    arrivals = next(named, f"Poisson, {path.stem.replace('-', ' ')}")
     cells = [stage, document["device"], f"[{arrivals}]({prefix}{path.relative_to(ROOT).as_posix()})", _loads(rows)]
     cells += [_told(worst(rows, metric)) for metric in COLUMNS]
-    above = {row["metric"]: row for row in rows if row["load"] == 1.2 and not row["void"]}
+    whole = (row for row in rows if not row.get("arm"))  # of two versions together
+    above = {row["metric"]: row for row in whole if row["load"] == 1.2 and not row["void"]}
     overload = [_told(above.get("throughput_rps")), _told(above.get("shed_share"), "pt")]
     cells.append(", ".join(overload) if above else "")
     return f"| {' | '.join(cells)} |"

@@ -27,6 +27,8 @@ def section(name: str, link: str, document: dict[str, Any]) -> Iterator[str]:
     rows: list[Row] = document.get("rows", [])
     if rows and "policy" in rows[0]:
         yield from _table(rows, ("load", "policy"))
+    elif any(row.get("arm") for row in rows):
+        yield from _table([{"arm": "both"} | row for row in rows], ("load", "arm"))
     elif rows and "load" in rows[0]:
         yield from _table(rows, ("load",))
     elif rows and "metric" in rows[0]:

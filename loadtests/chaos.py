@@ -43,7 +43,7 @@ from stages.terminal import Exit, err, fail, out, print_json
 
 DISK_BYTES = 1_073_741_824
 CLIENTS = 24
-RETRY_S, REQUEST_TIMEOUT_S = 0.05, 10.0
+RETRY_S, REQUEST_TIMEOUT_S = 0.2, 10.0
 LOOK_S = 0.05
 FULL_FOR_S = 6.0
 # When, as a share of the jobs that were accepted.
@@ -51,9 +51,10 @@ FULL_AT, FORTH_AT, BACK_AT = 0.35, 0.55, 0.75
 SETTLE_TIMEOUT_S = 600.0
 HOUSEKEEPING_S = 3.0  # dead letters get their results within a second
 INSIDE = "RUNG_CHAOS_DISK"
-# What the stack's processes import first: their time of day is set, and that of the servers that they start.
+# What the stack's processes import first: their time of day is set, and that of the servers that they start. Whatever
+# they would import first without it, they do afterwards.
 OTHER_TIME = """
-import os, time
+import importlib.machinery, importlib.util, os, sys, time
 _file, _time_ns = os.environ["RUNG_CHAOS_CLOCK"], time.time_ns
 def time_ns():
     with open(_file) as setting:
@@ -61,6 +62,10 @@ def time_ns():
 time.time_ns, time.time = time_ns, lambda: time_ns() / 1e9
 os.environ |= {"LD_PRELOAD": os.environ["RUNG_CHAOS_LIBRARY"], "FAKETIME_TIMESTAMP_FILE": _file,
                "FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+_elsewhere = [folder for folder in sys.path if folder != os.path.dirname(__file__)]
+_next = importlib.machinery.PathFinder.find_spec("sitecustomize", _elsewhere)
+if _next is not None:
+    _next.loader.exec_module(importlib.util.module_from_spec(_next))
 """
 
 

@@ -13,8 +13,10 @@ from loadtests.verbs import (
     LONG_DURATION_S,
     QUOTABLE_DURATION_S,
     SHORT_DURATION_S,
+    CalibrationOption,
     DeviceOption,
     OnOption,
+    RunFolderOption,
     ShortOption,
     bar,
     calibrated,
@@ -51,7 +53,7 @@ def load(
     from loadtests.load import fire
     from loadtests.printing import print_metrics
     from reference_apps.up import fresh_folder
-    from stages import records
+    from stages import bill, records
     from stages.metrics import summarise
     from stages.spec import device_label
 
@@ -72,6 +74,7 @@ def load(
         )
     records.write(loaded.records, kept)
     metrics = summarise(loaded.records, resolved.slo.latency_s)
+    paid = bill.bill(resolved, loaded.records)
     one_batch_s = _least_service_s(resolved) or metrics["latency_s_p50"]
     void = checks.why_void(loaded.check, one_batch_s)
     if json_:
@@ -79,6 +82,7 @@ def load(
             {
                 "stage": resolved.name,
                 "metrics": metrics,
+                "bill": bill.document(paid),
                 "check": asdict(loaded.check),
                 "void": void,
                 "records": str(kept),
@@ -86,6 +90,8 @@ def load(
         )
     else:
         print_metrics(metrics, f"{resolved.name}, measured")
+        if paid is not None:
+            out.print(bill.in_words(paid), markup=False, highlight=False)
         out.print(f"Records and logs: {kept}")
     if metrics["failed_share"] > 0:
         fail(f"{metrics['failed_share']:.1%} of the requests failed: the reasons stand in {kept}/requests.parquet.")
@@ -120,18 +126,18 @@ def compare(
     loads: Annotated[str, typer.Option(help="Shares of the predicted capacity.")] = "0.2,0.5,0.7,0.85,0.95,1.2",
     repeat: Annotated[int, typer.Option(min=1, max=100, help="Real runs of each load.")] = 3,
     duration_s: Annotated[float | None, typer.Option("--duration", help="Seconds of each run.")] = None,
+    void_retries: Annotated[
+        int | None,
+        typer.Option(min=0, max=20, help="How often a void run is made again: 2, or 1 where runs are short."),
+    ] = None,
     policies: Annotated[
         str | None, typer.Option(help="Balancing policies to hold against each other, like round-robin,random.")
     ] = None,
     device: DeviceOption = None,
     on: OnOption = "process",
-    calibration_file: Annotated[
-        Path | None, typer.Option("--calibration", help="Use this calibration, and make none.")
-    ] = None,
+    calibration_file: CalibrationOption = None,
     short: ShortOption = False,
-    folder: Annotated[
-        Path | None, typer.Option("--out", help="The run folder; by default a new one under runs/.")
-    ] = None,
+    folder: RunFolderOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -158,7 +164,7 @@ def compare(
     resolved = _at_rest(resolved)
     chosen = None if policies is None else _policies(resolved, policies)
     seconds = duration_s or (SHORT_DURATION_S if short else LONG_DURATION_S)
-    plan = Plan(_loads(loads), repeat, seconds, short or seconds < QUOTABLE_DURATION_S)
+    plan = Plan(_loads(loads), repeat, seconds, short or seconds < QUOTABLE_DURATION_S, void_retries)
     calibration = calibration_of(resolved, short, on, calibration_file)
     kept = folder or fresh_folder(f"compare-{resolved.name}")
     command = shlex.join(["rung", *sys.argv[1:]])

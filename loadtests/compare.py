@@ -21,27 +21,30 @@ from typing import Any
 from loadtests import report
 from loadtests.calibrate import Launch, machine
 from loadtests.checks import why_void
-from loadtests.load import Loaded, fire
+from loadtests.load import Loaded, fire_at_stack
 from loadtests.pace import Pace
 from loadtests.payloads import crash_positions
 from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.process import ProcessLauncher
 from simulator.run import beyond_calibration, capacity_rps, simulate
 from simulator.timeline import write_timeline
-from stages import records
+from stages import bill, records
 from stages.calibration import Calibration
 from stages.calibration import read as read_calibration
 from stages.calibration import write as write_calibration
+from stages.demand import TraceRate
 from stages.metrics import summarise
-from stages.spec import Stage, TraceRate, device_label, fleet_label, load_stage, stage_toml, with_overrides
+from stages.spec import Stage, fleet_label, load_stage, stage_toml, with_overrides
 from stages.traffic import at_rate, schedule
 
-# A void run is repeated at once, so many times at most for one point; a short comparison has no time for more.
+# A void run is repeated at once, so many times at most for one point unless more are asked for; a short comparison has
+# no time for more.
 VOID_RETRIES, VOID_RETRIES_SHORT = 2, 1
 CURVE_LOADS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 1.0, 1.05, 1.1, 1.2)
 CURVE_REQUESTS = 200_000
 CURVE_REQUESTS_GATEWAY, CURVE_REQUESTS_GATEWAY_SHORT = 20_000, 4_000  # an event each, which takes longer
 PACE_TOLD = 0.01
+MEDIAN_IN_GAP = 0.01  # of the hit ratio, from a half
 Progress = Callable[[str, float, float], None]
 
 
@@ -53,6 +56,14 @@ class Plan:
     repeat: int
     duration_s: float
     short: bool  # too short for the figures to be quoted
+    void_retries: int | None = None  # how often a void run is made again; by its length where nothing is said
+
+    @property
+    def retries(self) -> int:
+        """How often one point is tried again while its run is void."""
+        if self.void_retries is not None:
+            return self.void_retries
+        return VOID_RETRIES_SHORT if self.short else VOID_RETRIES
 
 
 def compare(
@@ -100,7 +111,7 @@ def compare(
                         launcher,
                         load=load,
                         repeat=repeat,
-                        retries=VOID_RETRIES_SHORT if plan.short else VOID_RETRIES,
+                        retries=plan.retries,
                         on_second=lambda s, load=load, done_s=done_s: on_progress(  # type: ignore[misc]
                             f"{stage.name} at {load:g} of capacity", done_s + s, total_s
                         ),
@@ -147,6 +158,7 @@ def _result(
         for load in loads
         for sentence in beyond_calibration(at_load(stage, load, capacity, duration_s), calibration)
     ]
+    rows = report.rows(stage.name, runs, stage.slo.latency_s, stage)
     return report.Comparison(
         stage=stage,
         device_label=fleet_label(stage),
@@ -155,11 +167,13 @@ def _result(
         capacity_rps=capacity,
         calibration=calibration,
         runs=runs,
-        rows=report.rows(stage.name, runs, stage.slo.latency_s, stage),
+        rows=rows,
         curve=predicted_curve(
             stage, calibration.at_pace(_median_pace(runs)), capacity, loads, duration_s, about["short"]
         ),
-        caveats=list(dict.fromkeys([*calibration.caveats, *_paces(runs), *caveats])),
+        caveats=list(
+            dict.fromkeys([*calibration.caveats, *_paces(runs), *caveats, *_in_the_gap(rows), *bill.caveats(stage)])
+        ),
         made_at=about["made_at"],
         short=about["short"],
     )
@@ -178,6 +192,17 @@ def _paces(runs: Sequence[report.Run]) -> Iterator[str]:
             f"{min(paces):.2f} to {max(paces):.2f} times as long as at its calibration. "
             "Each run is predicted at its own pace; loads are shares of the calibrated capacity."
         )
+
+
+def _in_the_gap(rows: Sequence[report.Row]) -> Iterator[str]:
+    """Where the median falls between the answers out of a cache and those that were computed."""
+    for row in rows:
+        if row.metric == "hit_ratio" and row.measured is not None and abs(row.measured - 0.5) < MEDIAN_IN_GAP:
+            yield (
+                f"At load {row.load:g} the hit ratio is {row.measured:.1%}: the median latency lies in the gap between "
+                "the answers out of the cache and those that were computed, where one request in a thousand moves it "
+                "far. Read the other percentiles."
+            )
 
 
 def _last_attempts(folder: Path) -> dict[tuple[float, int], Path]:
@@ -211,7 +236,7 @@ def predicted_curve(
     points = []
     highest = max([1.0, *loads])
     requests = CURVE_REQUESTS
-    if stage.gateway is not None:
+    if stage.gateway is not None or stage.queue is not None:
         requests = CURVE_REQUESTS_GATEWAY_SHORT if short else CURVE_REQUESTS_GATEWAY
     traced = isinstance(stage.traffic.rate, TraceRate)  # has no more to replay than it has
     for load in [x for x in CURVE_LOADS if x <= highest]:
@@ -281,15 +306,7 @@ def _fire(point: Stage, launcher: Launcher, folder: Path, on_second: Callable[[f
     """A real run. A cache begins it empty, as it does in the simulator."""
     if point.cache is not None:
         launcher.empty_cache()
-    return fire(
-        point,
-        launcher.url,
-        folder,
-        device=device_label(point),
-        pids=lambda: launcher.pids,
-        lives=launcher.lives,
-        on_second=on_second,
-    )
+    return fire_at_stack(point, launcher, folder, on_second=on_second)
 
 
 def _busiest(runs: Sequence[report.Run]) -> report.Run:

@@ -13,13 +13,11 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from stages.calibration import GatewayCosts, HostCosts, ServiceTimes
+from stages.calibration import Door, GatewayCosts, HostCosts, ServiceTimes
 from stages.policies.batching import leaves_at_s
 from stages.records import Records
 from stages.spec import Stage
 
-# A batch that starts sooner than this after another had been waiting for it.
-WAITING_GAP_S = 0.001
 QUANTILES = 101
 OFTEN = 5  # times that a batch size was seen
 
@@ -52,8 +50,8 @@ def host_costs(stage: Stage, sweep: Records, low_load: Records) -> HostCosts:
     )
 
 
-def gateway_costs(low_load: Records, busy_s: float) -> GatewayCosts:
-    """The hops of a low load through a gateway; `busy_s` is the processor time that each request took of it.
+def gateway_costs(low_load: Records, busy_s: float, of: Door = "gateway") -> GatewayCosts:
+    """The hops of a low load through a gateway, or a jobs API; `busy_s` is the processor time a request that it took.
 
     A gateway that does not tell when it had a request (nginx) is one long hop each way.
     """
@@ -64,6 +62,7 @@ def gateway_costs(low_load: Records, busy_s: float) -> GatewayCosts:
             forward_quantiles_s=_quantiles(answered["arrived_s"] - answered["scheduled_s"]),
             back_quantiles_s=_quantiles(firsts["replied_s"] - firsts["finished_s"]),
             busy_s=busy_s,
+            of=of,
         )
     return GatewayCosts(
         send_quantiles_s=_quantiles(answered["gateway_in_s"] - answered["scheduled_s"]),
@@ -71,6 +70,7 @@ def gateway_costs(low_load: Records, busy_s: float) -> GatewayCosts:
         back_quantiles_s=_quantiles(firsts["gateway_out_s"] - firsts["finished_s"]),
         reply_quantiles_s=_quantiles(firsts["replied_s"] - firsts["gateway_out_s"]),
         busy_s=busy_s,
+        of=of,
     )
 
 
@@ -106,11 +106,20 @@ def wake_s(stage: Stage, low_load: Records) -> float:
 
 
 def between_batches_s(sweep: Records) -> float:
-    """Median seconds between the end of a batch and the start of the next, where the next was waiting."""
+    """Median seconds between the end of a batch and the start of the next, where all of the next had been waiting.
+
+    Full batches alone: others may have waited for company. 0 where no batch had to wait.
+    """
+    came = sweep.requests.group_by("replica", "batch").agg(pl.col("arrived_s").max())
     gaps = (
         sweep.batches.sort("batch")
-        .with_columns((pl.col("started_s") - pl.col("finished_s").shift(1)).alias("gap_s"))
-        .filter(pl.col("gap_s") < WAITING_GAP_S)["gap_s"]
+        .with_columns(pl.col("finished_s").shift(1).alias("before_s"))
+        .join(came, on=["replica", "batch"])
+        .filter(
+            (pl.col("arrived_s") <= pl.col("before_s")) & (pl.col("batch_size") == sweep.batches["batch_size"].max())
+        )
+        .select(pl.col("started_s") - pl.col("before_s"))
+        .to_series()
     )
     return max(0.0, float(np.median(gaps.to_numpy()))) if gaps.len() else 0.0
 

@@ -26,7 +26,7 @@ from loadtests.checks import why_void
 from loadtests.compare import at_load, least_service_s
 from loadtests.drill_figures import Look, Phases, Seen
 from loadtests.drill_watch import Asked, Plan, log_kept, watching
-from loadtests.load import Loaded, fire
+from loadtests.load import Loaded, fire_at_stack
 from loadtests.tending import start_s_of, tended
 from reference_apps import rotation, supervisor
 from reference_apps.launchers.launcher import Launcher
@@ -39,7 +39,7 @@ from stages.arms import replicas_of
 from stages.calibration import Calibration
 from stages.calibration import write as write_calibration
 from stages.records import Records
-from stages.spec import Stage, device_label, stage_toml, with_overrides
+from stages.spec import Stage, stage_toml, with_overrides
 from stages.traffic import schedule
 
 MARGIN_S = 3.0  # of the run, after all should be well again
@@ -108,7 +108,7 @@ def drill(
     fixed = with_overrides(stage, {"scaling": None, "overload": True})  # nobody comes to help
     capacity = capacity_rps(fixed, calibration)
     with log_kept(folder / "stack" / "supervisor.log"), launch(fixed, folder / "stack") as launcher:
-        _fire(at_load(fixed, 0.5, capacity, WARM_UP_S), launcher, folder / "warm-up")
+        fire_at_stack(at_load(fixed, 0.5, capacity, WARM_UP_S), launcher, folder / "warm-up")
         start_s = start_s_of(launcher) if plan.failure in ("kill", "restart") else 0.0
         phases = phases_of(fixed, plan, start_s)
         point = at_load(fixed, plan.load, capacity, duration_s(fixed, phases))
@@ -194,32 +194,13 @@ def _measured(point: Stage, plan: Plan, launcher: Launcher, folder: Path, on_pro
             tending.check()
             on_progress(f"{point.name}: {plan.failure}", gone_s, total_s)
 
-        loaded = _fire(point, launcher, folder, asked.begin, on_second)
+        loaded = fire_at_stack(point, launcher, folder, on_begin=asked.begin, on_second=on_second)
         began_s, told = asked.answer()
     done_s = float("nan")
     if plan.restart:
         done_s = told["done_s"] - began_s - plan.at_s
     since = [(at_s - began_s, inside) for at_s, inside in looks]
     return loaded, Run(loaded.records, [look for look in since if look[0] >= 0.0], done_s)
-
-
-def _fire(
-    stage: Stage,
-    launcher: Launcher,
-    folder: Path,
-    on_begin: Callable[[float], None] = lambda _: None,
-    on_second: Callable[[float], None] = lambda _: None,
-) -> Loaded:
-    return fire(
-        stage,
-        launcher.url,
-        folder,
-        device=device_label(stage),
-        pids=lambda: launcher.pids,
-        lives=launcher.lives,
-        on_begin=on_begin,
-        on_second=on_second,
-    )
 
 
 def _leave(folder: Path, check: dict[str, Any], measured: Run, predicted: list[Run]) -> None:

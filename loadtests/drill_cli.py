@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from loadtests.verbs import (
+    CalibrationOption,
     DeviceOption,
     OnOption,
+    RunFolderOption,
     ShortOption,
     bar,
     calibration_of,
@@ -51,13 +52,9 @@ def drill(
     factor: Annotated[float | None, typer.Option(help="Of slow: how many times as slow; 10 without it.")] = None,
     on: OnOption = "process",
     device: DeviceOption = None,
-    calibration_file: Annotated[
-        Path | None, typer.Option("--calibration", help="Use this calibration, and make none.")
-    ] = None,
+    calibration_file: CalibrationOption = None,
     short: ShortOption = False,
-    folder: Annotated[
-        Path | None, typer.Option("--out", help="The run folder; by default a new one under runs/.")
-    ] = None,
+    folder: RunFolderOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:

@@ -20,9 +20,10 @@ from rich.table import Table
 from loadtests.shares import BothWorlds
 from simulator.cache import kept_bytes
 from simulator.theory import warming_hit_ratio
+from stages.demand import ConstantRate
 from stages.metrics import summarise
 from stages.records import Records
-from stages.spec import ConstantRate, Stage
+from stages.spec import Stage
 from stages.traffic import popularity
 
 
@@ -30,14 +31,18 @@ from stages.traffic import popularity
 class HitRatio:
     """What a cache had at one load, as shares of the requests that looked, 0 to 1: medians over the repeats.
 
-    `theory` is of hits and joined together; NaN where there is none.
+    `error` is predicted - measured. `computed` counts the inputs that devices worked on, in the median run: of a
+    stampede for one item it is one. `theory` is of hits and joined together; NaN where there is none.
     """
 
     load: float
     measured: float
     predicted: float
+    error: float
     joined_measured: float
     joined_predicted: float
+    computed_measured: float
+    computed_predicted: float
     theory: float
 
 
@@ -51,7 +56,9 @@ def hit_ratios(stage: Stage, by_load: Mapping[float, Sequence[BothWorlds]], capa
         predicted = _medians(stage, [run.predicted for run in runs])
         window_s = runs[0].measured.window_s
         by_theory = theory(stage, load * capacity_rps, window_s)
-        rows.append(HitRatio(load, measured[0], predicted[0], measured[1], predicted[1], by_theory))
+        computed = (_computed([run.measured for run in runs]), _computed([run.predicted for run in runs]))
+        error = predicted[0] - measured[0]
+        rows.append(HitRatio(load, measured[0], predicted[0], error, measured[1], predicted[1], *computed, by_theory))
     return rows
 
 
@@ -73,21 +80,26 @@ def print_hit_ratios(found: Sequence[HitRatio], console: Console) -> None:
     """Prints what the cache had, a line a load; nothing where there is none."""
     if not found:
         return
-    table = Table(title="What the cache had", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("load", justify="right")
-    for name in ("hits measured", "predicted", "error", "joined measured", "predicted", "hits + joined by theory"):
+    title = "What the cache had; joined and computed: measured / predicted"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("load", "hits", "predicted", "error", "joined", "computed", "by theory"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in found:
         table.add_row(
             f"{row.load:g}",
             f"{row.measured:.1%}",
             f"{row.predicted:.1%}",
-            f"{100 * (row.predicted - row.measured):+.1f} pt",
-            f"{row.joined_measured:.1%}",
-            f"{row.joined_predicted:.1%}",
+            f"{100 * row.error:+.1f} pt",
+            f"{row.joined_measured:.1%} / {row.joined_predicted:.1%}",
+            f"{row.computed_measured:,.0f} / {row.computed_predicted:,.0f}",
             "–" if math.isnan(row.theory) else f"{row.theory:.1%}",
         )
     console.print(table)
+
+
+def _computed(runs: Sequence[Records]) -> float:
+    """How many inputs devices worked on, in the median run."""
+    return float(np.median([records.batches["batch_size"].sum() for records in runs]))
 
 
 def _medians(stage: Stage, runs: Sequence[Records]) -> tuple[float, float]:

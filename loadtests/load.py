@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -27,6 +28,9 @@ from reference_apps.launchers.member import Life
 from stages.arms import arm_of
 from stages.records import Records
 from stages.spec import Stage, device_label, of_replica, stage_toml
+
+if TYPE_CHECKING:
+    from reference_apps.launchers.launcher import Launcher
 
 LOCUSTFILE = Path(__file__).parent / "locustfile.py"
 BATCHES_TIMEOUT_S = 20.0
@@ -103,6 +107,27 @@ def fire(
     batches = _batches(stage, url, fired)
     records = raw_rows.to_records(fired, batches, stage.traffic.duration_s, device_of, lives(), arm)
     return Loaded(records, self_check(fired, before.foreign_share(after)))
+
+
+def fire_at_stack(
+    stage: Stage,
+    launcher: Launcher,
+    folder: Path,
+    *,
+    on_begin: Callable[[float], None] = lambda _: None,
+    on_second: Callable[[float], None] = lambda _: None,
+) -> Loaded:
+    """`fire` at what the launcher has started, whose replicas may come and go meanwhile."""
+    return fire(
+        stage,
+        launcher.url,
+        folder,
+        device=device_label(stage),
+        pids=lambda: launcher.pids,
+        lives=launcher.lives,
+        on_begin=on_begin,
+        on_second=on_second,
+    )
 
 
 def _command(stage: Stage, url: str, folder: Path, processes: int) -> list[str]:

@@ -23,6 +23,7 @@ from stages.spec import stage_files
 
 LOADS = "0.2,0.5,0.7,0.85,0.95,1.2"
 SECONDS = 15.0
+VOID_RETRIES = 6  # the neighbours of a virtual machine are loud for minutes at a time
 # A real device carries some tens of requests a second, whose 99th percentile is that of a handful within 15 seconds.
 REAL_SECONDS = 30.0
 FEWER_LOADS = "0.5,0.85"
@@ -49,31 +50,40 @@ KINDS: tuple[tuple[str, str, str, float, dict[str, str], tuple[str, ...]], ...] 
     ("single-vm", "emulated-stretched", "emulated", 20.0, STRETCHED, ALL[1:]),
     ("micro-batched", "cpu", "cpu", 37.0, REAL_BATCHES, ALL),
     ("single-vm", "cpu", "cpu", 29.0, REAL_SINGLE, ALL),
-    ("load-balanced", "emulated", "emulated", 320.0, {}, ALL[:1]),
-    # Two versions out of the registry: `rung models train --variants` publishes them first.
-    ("ab-test", "emulated", "emulated", 320.0, {}, ALL[:1]),
 )
-# Fleets of load-balanced under every policy: 640 requests a second of four replicas are more than two cores carry
-# beside the load generator, so that these fleets keep half of the stage's pace.
+# What stands behind a gateway keeps half of its pace: its processes share two cores with the load generator, which may
+# be late by a tenth of the time of the smallest batch, and a virtual machine gets its cores some milliseconds late.
 HALF_PACE = {"device.slowdown": "8.0", "batching.batch_wait_timeout_s": "0.04", "slo.latency_s": "0.5"}
 UNEQUAL = '["t4-resnet50-fp16-pytorch", "a100-resnet50-tf32-tensorflow"]'
 FLEETS: dict[str, dict[str, str]] = {
-    "two-replicas": {},
+    "two-replicas": HALF_PACE,
     "four-replicas": HALF_PACE | {"fleet.replicas": "4"},
     "unequal-replicas": HALF_PACE | {"fleet.profiles": UNEQUAL},
+}
+# Two versions out of the registry on machines alike, and on a T4 beside an A100: `rung models train --variants`
+# publishes them first.
+ARMS: dict[str, dict[str, str]] = {
+    "equal-arms": HALF_PACE,
+    "unequal-arms": HALF_PACE
+    | {
+        "split.challenger_profile": "a100-resnet50-tf32-tensorflow",
+        "cost.challenger_machine": "gcp/a2-highgpu-1g",
+    },
 }
 FLEET_LOADS, FLEET_SECONDS = "0.2,0.7,0.95", 15.0
 # The exponent of Zipf's law, and how much of the items' answers the cache holds: about so much is found there.
 HIT_RATIOS = {
-    "hits-0.2": {"traffic.items.exponent": "0.6"},
-    "hits-0.5": {"traffic.items.exponent": "0.9"},
-    "hits-0.9": {"traffic.items.exponent": "1.4"},
+    "hits-0.2": HALF_PACE | {"traffic.items.exponent": "0.6"},
+    "hits-0.5": HALF_PACE | {"traffic.items.exponent": "0.9"},
+    "hits-0.9": HALF_PACE | {"traffic.items.exponent": "1.4"},
 }
 CACHED_LOADS = "0.2,0.5,0.8,0.95"
 # One of four replicas becomes four times slower: who sees it, and how soon?
 SLOWED = HALF_PACE | {"fleet.replicas": "4"}
 SLOW = ("slow", "--factor", "4", "--for", "30", "--load", "0.6")
 LEARNERS = ("learned", "least-outstanding", "round-robin")
+# How soon is a challenger out that is not good enough? With a third of the stage's time for each step of its ramp.
+QUICK_RAMP = {"split.ramp.step_duration_s": "20.0"}
 # Every other verb that holds one world against the other: stage, name, words, settings.
 OTHERS: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
     ("autoscaled", "spike", ("spike", "autoscaled", "--repeat", "2"), {}),
@@ -85,7 +95,12 @@ OTHERS: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
         ("load-balanced", f"drill-{failure}", ("drill", "load-balanced", failure), {})
         for failure in ("kill", "hang", "slow", "refuse", "restart")
     ),
+    *(
+        ("ab-test", f"rehearse-{flaw}", ("ab", "rehearse", "ab-test", "--challenger", flaw), QUICK_RAMP)
+        for flaw in ("worse", "slower", "crashing")
+    ),
     ("queued", "night", ("night", "queued", "--backlog", "20000", "--workers", "2", "--repeat", "3"), {}),
+    ("queued", "night-autoscaled", ("night", "queued", "--backlog", "20000", "--autoscaled", "--repeat", "3"), {}),
 )
 # What the verbs leave, and how it is kept: the first that is there of each kind.
 KEPT = (
@@ -129,6 +144,9 @@ def campaigns(trace: Path | None, repeat: int) -> list[Campaign]:
     for hits, settings in HIT_RATIOS.items():
         words = _compare("cached", "emulated", CACHED_LOADS, REAL_SECONDS, repeat)
         result.append(Campaign("cached", hits, words, settings))
+    for arms, settings in ARMS.items():
+        words = _compare("ab-test", "emulated", LOADS, SECONDS, repeat)
+        result.append(Campaign("ab-test", arms, words, settings))
     result.append(Campaign("queued", "emulated-poisson", _compare("queued", "emulated", LOADS, SECONDS, repeat), {}))
     for fleet, settings in FLEETS.items():
         words = (*_compare("load-balanced", "emulated", FLEET_LOADS, FLEET_SECONDS, repeat), "--policies")
@@ -138,7 +156,7 @@ def campaigns(trace: Path | None, repeat: int) -> list[Campaign]:
 
 def _compare(stage: str, device: str, loads: str, seconds: float, repeat: int) -> tuple[str, ...]:
     words = ("compare", stage, "--device", device, "--loads", loads)
-    return (*words, "--repeat", str(repeat), "--duration", f"{seconds:g}")
+    return (*words, "--repeat", str(repeat), "--duration", f"{seconds:g}", "--void-retries", str(VOID_RETRIES))
 
 
 def _changes(traffic: str, trace: Path | None, capacity_rps: float) -> dict[str, str]:

@@ -4,12 +4,13 @@
                                                └─ kill -9 when their machine is taken away; another one, cold
 
 Twin: simulator/night.py, whose draws say when a machine is taken away here, too. Cold starts are held to the stage's,
-as everywhere with processes. Not here: containers, and putting the backlog, which is over before the clock starts.
+as everywhere with processes. Workers that come by an autoscaler are in night_scaled.py, what all of it says in
+night_report.py. Not here: containers, and putting the backlog, which is over before the clock starts.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from math import inf
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from loadtests.load import LoadError
 from reference_apps.broker import NewJob
@@ -27,8 +27,7 @@ from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.member import Member
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.models import load_inputs
-from simulator.night import Worked, lives_s
-from simulator.plot_frame import framed, styled, world_key, world_line
+from simulator.night import Machine, Worked, lives_s
 from stages.night import Night
 from stages.spec import Stage
 
@@ -37,40 +36,49 @@ DIFFERENT = 64  # inputs; a queue knows nothing of them
 LOOK_S, COUNT_S = 0.05, 0.25
 # Given up when nothing has been stored for so long, beyond a cold start and a lease.
 STALL_S = 120.0
-CURVE_POINTS = 500
+Progress = Callable[[str, float, float], None]  # what is done now, jobs done, jobs in all
 
 
-@dataclass(frozen=True)
-class Machine:
-    """The machine that a worker is on: since when it is paid, and when it is taken away."""
+@dataclass
+class Rented:
+    """The machine that a worker is on: since when it is paid, when it is taken away, when its worker was there.
 
-    started_s: float
+    Times are seconds of the monotonic clock.
+    """
+
+    ordered_s: float
     ends_s: float
+    ready_s: float | None = None
 
 
 def work_off(
-    stage: Stage,
-    night: Night,
-    workers: int,
-    folder: Path,
-    seed: int,
-    on_progress: Callable[[str, float, float], None] = lambda *_: None,
+    stage: Stage, night: Night, workers: int, folder: Path, seed: int, on_progress: Progress = lambda *_: None
 ) -> Worked:
     """One night for real. Times count from the moment at which the machines are ordered, in seconds.
 
     Raises LaunchError when the stack does not start, and LoadError when nothing goes on any more.
     """
+    with backlogged(stage, night.backlog, folder, on_progress) as (launcher, store, ids):
+        crew = Crew(stage, launcher, workers, seed, night.interruptions_per_hour)
+        until_done(crew.step, store, night.backlog, stage, on_progress)
+        finished_s, dead = told(store, ids, crew.began_at)
+        done_s = finished_s[-1] if finished_s else inf
+        return Worked(done_s, crew.end(done_s), len(finished_s) - dead, dead, crew.interruptions, finished_s)
+
+
+@contextlib.contextmanager
+def backlogged(
+    stage: Stage, backlog: int, folder: Path, on_progress: Progress
+) -> Iterator[tuple[Launcher, JobStore, list[str]]]:
+    """The stack with nobody who works yet, its store, and the ids of the jobs that are in its queue."""
     assert stage.queue is not None
     launcher = ProcessLauncher(stage, folder)
     launcher.first = 0  # the backlog is there before anybody works
     with launcher:
-        queue = stage.queue.model_copy(update={"max_depth": max(stage.queue.max_depth, night.backlog)})
+        queue = stage.queue.model_copy(update={"max_depth": max(stage.queue.max_depth, backlog)})
         kept = launcher.queue_folder
         with server_of(queue, kept), open_store(queue, kept) as store:
-            ids = put(stage, store, night.backlog, on_progress)
-            crew = Crew(stage, launcher, workers, seed, night.interruptions_per_hour)
-            _until_done(crew, store, night.backlog, stage, on_progress)
-            return _told(crew, store, ids)
+            yield launcher, store, put(stage, store, backlog, on_progress)
 
 
 class Crew:
@@ -83,9 +91,9 @@ class Crew:
         self._cold_start_s = stage.scaling.cold_start.total_s if stage.scaling else 0.0
         self._lives_s = [lives_s(seed, number, interruptions_per_hour) for number in range(workers)]
         self.interruptions = 0
-        self.paid_s = [0.0] * workers
         self.began_s, self.began_at = time.monotonic(), time.time()
-        self._machines = [self._machine(number, self.began_s) for number in range(workers)]
+        self._there = [self._rented(number, self.began_s) for number in range(workers)]
+        self._gone: list[Machine] = []
         for _ in range(workers):
             launcher.add(not_before_s=self.began_s + self._cold_start_s)
 
@@ -98,27 +106,36 @@ class Crew:
         """What is due now. Workers that end by themselves are started again where they are."""
         now_s = time.monotonic()
         for member in self.members:
-            machine = self._machines[member.number]
+            machine = self._there[member.number]
+            if member.ready_s is not None and machine.ready_s is None:
+                machine.ready_s = member.ready_s
             if member.state in ("starting", "ready") and now_s >= machine.ends_s:
                 member.process.kill()
                 member.process.wait(10.0)
                 self.interruptions += 1
-                self.paid_s[member.number] += now_s - machine.started_s
-                self._machines[member.number] = self._machine(member.number, now_s)
+                self._gone.append(self._told(member.number, now_s))
+                self._there[member.number] = self._rented(member.number, now_s)
                 member.not_before_s = now_s + self._cold_start_s
         for dead in self._launcher.look():
             self._launcher.restart(dead)
 
-    def end(self, done_s: float) -> None:
-        """The machines that are there are paid until `done_s` of the monotonic clock."""
-        for number, machine in enumerate(self._machines):
-            self.paid_s[number] += max(0.0, done_s - machine.started_s)
+    def end(self, done_s: float) -> tuple[Machine, ...]:
+        """All machines of the night; those that are there are paid until `done_s` seconds after it began."""
+        there = [self._told(number, self.began_s + done_s) for number in range(len(self._there))]
+        return tuple(sorted([*self._gone, *there], key=lambda machine: (machine.worker, machine.ordered_s)))
 
-    def _machine(self, number: int, now_s: float) -> Machine:
-        return Machine(now_s, now_s + next(self._lives_s[number]))
+    def _rented(self, number: int, now_s: float) -> Rented:
+        return Rented(now_s, now_s + next(self._lives_s[number]))
+
+    def _told(self, number: int, ended_s: float) -> Machine:
+        """The machine of a worker as it is told: in seconds since the night began."""
+        rented = self._there[number]
+        ordered_s = min(rented.ordered_s, ended_s)  # one that was ordered after the last job was done cost nothing
+        ready_s = None if rented.ready_s is None or rented.ready_s > ended_s else rented.ready_s - self.began_s
+        return Machine(number, ordered_s - self.began_s, ready_s, ended_s - self.began_s)
 
 
-def put(stage: Stage, store: JobStore, backlog: int, on_progress: Callable[[str, float, float], None]) -> list[str]:
+def put(stage: Stage, store: JobStore, backlog: int, on_progress: Progress) -> list[str]:
     """Puts the backlog after everything that somebody waits for, and gives the jobs' ids."""
     assert stage.queue is not None
     inputs = load_inputs(stage.model).examples(DIFFERENT, seed=stage.traffic.seed)
@@ -139,14 +156,13 @@ def put(stage: Stage, store: JobStore, backlog: int, on_progress: Callable[[str,
     return ids
 
 
-def _until_done(
-    crew: Crew, store: JobStore, backlog: int, stage: Stage, on_progress: Callable[[str, float, float], None]
-) -> None:
+def until_done(step: Callable[[], None], store: JobStore, backlog: int, stage: Stage, on_progress: Progress) -> None:
+    """Until every job has its result; `step` is called often. Raises LoadError when nothing goes on any more."""
     assert stage.queue is not None
     patience_s = STALL_S + stage.queue.lease_s + (stage.scaling.cold_start.total_s if stage.scaling else 0.0)
     before, since_s, counted_s = 0, time.monotonic(), 0.0
     while before < backlog:
-        crew.step()
+        step()
         now_s = time.monotonic()
         if now_s - counted_s >= COUNT_S:
             counted_s = now_s
@@ -163,79 +179,11 @@ def _until_done(
         time.sleep(LOOK_S)
 
 
-def _told(crew: Crew, store: JobStore, ids: list[str]) -> Worked:
-    """What the results say. Their dates are this machine's, which nobody has set meanwhile."""
+def told(store: JobStore, ids: list[str], began_at: float) -> tuple[tuple[float, ...], int]:
+    """When each job had its result, rising, in seconds since the night began; and how many of them are failures.
+
+    The results' dates are this machine's, which nobody has set meanwhile.
+    """
     found = list(store.results.find(ids).values())
-    finished_s = np.sort([result.finished_at - crew.began_at for result in found])
-    done_s = float(finished_s[-1]) if finished_s.size else inf
-    crew.end(crew.began_s + done_s)
-    dead = sum(result.outcome != "ok" for result in found)
-    return Worked(done_s, tuple(crew.paid_s), len(found) - dead, dead, crew.interruptions, tuple(finished_s.tolist()))
-
-
-@styled
-def left_over_time(worlds: dict[str, list[Worked]], backlog: int, title: str, subtitle: str) -> Figure:
-    """How many jobs are left, against time, of each night of both worlds."""
-    figure = framed(5.2, title, subtitle)
-    axes = figure.subplots()
-    for world, nights in worlds.items():
-        for each in nights:
-            at_s, left = _curve(each, backlog)
-            axes.plot(at_s, left, drawstyle="steps-post", **world_line(world))
-    axes.set_xlabel("time since the machines were ordered (s)")
-    axes.set_ylabel("jobs left")
-    axes.set_ylim(bottom=0.0)
-    axes.set_xlim(left=0.0)
-    world_key(figure)
-    return figure
-
-
-def _curve(worked: Worked, backlog: int) -> tuple[list[float], list[int]]:
-    """Times and jobs left then; as many points as a picture can show."""
-    every = max(1, len(worked.finished_s) // CURVE_POINTS)
-    points = list(enumerate(worked.finished_s, start=1))
-    shown = [(at_s, backlog - done) for done, at_s in (*points[::every], *points[-1:])]
-    return [0.0, *(at_s for at_s, _ in shown)], [backlog, *(left for _, left in shown)]
-
-
-def document(
-    stage: Stage,
-    night: Night,
-    workers: int,
-    measured: list[Worked],
-    predicted: list[Worked],
-    usd: Callable[[Worked], float] | None,
-) -> Iterator[dict[str, object]]:
-    """A row a metric: measured (the median of the nights), predicted, error, and the measured nights' spread."""
-    figures: dict[str, Callable[[Worked], float]] = {
-        "done_s": lambda each: each.done_s,
-        "machine_s": lambda each: sum(each.paid_s),
-        "stored": lambda each: float(each.stored),
-        "dead": lambda each: float(each.dead),
-        "interruptions": lambda each: float(each.interruptions),
-    }
-    if usd is not None:
-        figures["cost_usd"] = usd
-    for metric, of in figures.items():
-        real, ours = sorted(of(each) for each in measured), float(np.median([of(each) for each in predicted]))
-        middle = float(np.median(real))
-        yield {
-            "stage": stage.name,
-            "backlog": night.backlog,
-            "workers": workers,
-            "metric": metric,
-            "measured": middle,
-            "predicted": ours,
-            "error": (ours - middle) / middle if middle else (0.0 if ours == middle else None),
-            "spread_low": real[0],
-            "spread_high": real[-1],
-        }
-
-
-def write(folder: Path, rows: list[dict[str, object]], machine: str, command: str) -> Path:
-    """Writes night.json into the run's folder and gives its path."""
-    path = folder / "night.json"
-    path.write_text(
-        json.dumps({"machine": machine, "command": command, "rows": rows}, indent=2) + "\n", encoding="utf-8"
-    )
-    return path
+    finished_s = np.sort([result.finished_at - began_at for result in found])
+    return tuple(finished_s.tolist()), sum(result.outcome != "ok" for result in found)

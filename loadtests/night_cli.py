@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import shlex
 import sys
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loadtests.verbs import DeviceOption, ShortOption, bar, calibration_of, failures, stage_of
+from loadtests.verbs import (
+    CalibrationOption,
+    DeviceOption,
+    RunFolderOption,
+    ShortOption,
+    bar,
+    calibration_of,
+    failures,
+    stage_of,
+)
 from stages.terminal import Exit, JsonOption, SetOption, StageArgument, fail, out, print_json
 
 if TYPE_CHECKING:
-    from simulator.night import Worked
     from stages.night import Night
     from stages.spec import Stage
 
 app = typer.Typer()
 
-WORKERS_MAX = 64  # of this machine's processes
+WORKERS, WORKERS_MAX = 2, 64  # of this machine's processes
 
 
 @app.command()
 def night(
     stage: StageArgument,
     backlog: Annotated[int, typer.Option(help="Jobs that are there in the evening.")] = 20_000,
-    workers: Annotated[int, typer.Option(min=1, max=WORKERS_MAX, help="How many work.")] = 2,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=WORKERS_MAX, help=f"How many work; {WORKERS} where nothing is said.")
+    ] = None,
+    autoscaled: Annotated[
+        bool, typer.Option("--autoscaled", help="As many work as the stage's [scaling] wants, from none on.")
+    ] = False,
     spot: Annotated[bool, typer.Option("--spot", help="On spot machines, which are taken away: kill -9.")] = False,
     interruptions: Annotated[
         float | None, typer.Option(help="With --spot: how often an hour each machine is taken away.")
@@ -35,34 +46,28 @@ def night(
     repeat: Annotated[int, typer.Option(min=1, max=100, help="Real nights, each on a fresh stack.")] = 1,
     seed: Annotated[int | None, typer.Option(help="Of the interruptions; the stage's without it.")] = None,
     device: DeviceOption = None,
-    calibration_file: Annotated[
-        Path | None, typer.Option("--calibration", help="Use this calibration, and make none.")
-    ] = None,
+    calibration_file: CalibrationOption = None,
     short: ShortOption = False,
-    folder: Annotated[
-        Path | None, typer.Option("--out", help="The run folder; by default a new one under runs/.")
-    ] = None,
+    folder: RunFolderOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Work a backlog off, for real and in simulation: when is it done, and what does it cost?"""
     from loadtests import night as nights
+    from loadtests import night_report
     from loadtests.calibrate import machine
+    from loadtests.night_scaled import work_off_scaled
     from reference_apps.up import fresh_folder
-    from simulator.night import work_off
+    from simulator.night import Worked, work_off
     from simulator.night_cli import night_of
-    from simulator.plot_frame import png
-    from stages.spec import fleet_label
+    from simulator.night_scaled import work_off_scaled as predicted_scaled
 
     resolved = stage_of(stage, set_, device=device)
-    asked = night_of(resolved, backlog, None, str(workers), spot, interruptions, beside=False)
-    assert resolved.queue is not None
-    if backlog > resolved.queue.max_depth:
-        fail(
-            f"queue.max_depth: must be at least the backlog ({backlog} jobs), got {resolved.queue.max_depth}. The rest "
-            f"would be refused. Use --set queue.max_depth={backlog}, or a smaller --backlog.",
-            Exit.MISUSED,
-        )
+    if autoscaled:
+        _check_autoscaled(resolved, workers, spot)
+    count = None if autoscaled else workers or WORKERS
+    asked = night_of(resolved, backlog, None, str(count or WORKERS), spot, interruptions, beside=False)
+    _check(resolved, asked)
     calibration = calibration_of(resolved, short, "process", calibration_file)
     first = resolved.traffic.seed if seed is None else seed
     kept = folder or fresh_folder(f"night-{resolved.name}")
@@ -70,59 +75,53 @@ def night(
     predicted: list[Worked] = []
     with failures(), bar() as on_progress:
         for number in range(repeat):
-            measured.append(nights.work_off(resolved, asked, workers, kept / f"night-{number + 1}", first, on_progress))
-            predicted.append(
-                work_off(resolved, backlog, workers, calibration, first, asked.interruptions_per_hour, keep_times=True)
-            )
-    rows = list(nights.document(resolved, asked, workers, measured, predicted, _dollars(resolved, asked)))
+            own = kept / f"night-{number + 1}"
+            if count is None:
+                measured.append(work_off_scaled(resolved, asked, own, on_progress))
+                predicted.append(predicted_scaled(resolved, backlog, calibration, first, keep_times=True))
+            else:
+                rate = asked.interruptions_per_hour
+                measured.append(nights.work_off(resolved, asked, count, own, first, on_progress))
+                predicted.append(work_off(resolved, backlog, count, calibration, first, rate, keep_times=True))
     command = shlex.join(["rung", *sys.argv[1:]])
-    path = nights.write(kept, rows, machine(), command)
-    title = f"{resolved.title}: {backlog:,} jobs, {workers} workers"
-    picture = kept / "night.png"
-    worlds = {"measured": measured, "predicted": predicted}
-    picture.write_bytes(png(nights.left_over_time(worlds, backlog, title, f"{fleet_label(resolved)}, {machine()}")))
+    found = night_report.Nights(resolved, backlog, count, asked.spot, measured, predicted, machine(), command)
+    path, picture = night_report.write(found, kept)
     if json_:
-        print_json({"rows": rows, "report": str(path)})
+        print_json(night_report.document(found) | {"report": str(path)})
         return
-    _print(rows, title)
+    night_report.print_table(found, out)
     out.print(f"Picture: {picture}", highlight=False)
 
 
-def _dollars(stage: Stage, asked: Night) -> Any:
-    """What a night of the stage costs; None where nothing says what a machine costs."""
-    from simulator.night import usd_of
-    from stages.cost import usd_per_hour
-    from stages.night import spot_usd_per_hour
+def _check(stage: Stage, asked: Night) -> None:
+    """Ends the command in words where the queue does not hold the backlog, or a machine has no price."""
+    from stages.night import contracted
 
-    if stage.cost is None:
-        return None
-    price = partial(spot_usd_per_hour if asked.spot else usd_per_hour, stage.cost)
-    try:
-        price(0)
-    except ValueError as error:
-        fail(str(error), Exit.MISUSED)
-    return lambda worked: usd_of(worked, price)
+    assert stage.queue is not None
+    if asked.backlog > stage.queue.max_depth:
+        fail(
+            f"queue.max_depth: must be at least the backlog ({asked.backlog} jobs), got {stage.queue.max_depth}. The "
+            f"rest would be refused. Use --set queue.max_depth={asked.backlog}, or a smaller --backlog.",
+            Exit.MISUSED,
+        )
+    if stage.cost is not None:
+        try:
+            contracted(stage.cost, asked.spot)
+        except ValueError as error:
+            fail(str(error), Exit.MISUSED)
 
 
-def _print(rows: list[dict[str, Any]], title: str) -> None:
-    """Prints measured beside predicted, a line a figure."""
-    from rich import box
-    from rich.table import Table
-
-    names = {
-        "done_s": ("done after", "{:,.1f} s"),
-        "machine_s": ("machine-seconds", "{:,.0f}"),
-        "stored": ("answered", "{:,.0f}"),
-        "dead": ("dead letters", "{:,.0f}"),
-        "interruptions": ("machines taken away", "{:,.0f}"),
-        "cost_usd": ("dollars", "{:,.4f}"),
-    }
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("", "measured", "predicted", "error", "spread"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    for row in rows:
-        label, form = names[row["metric"]]
-        error = "-" if row["error"] is None else f"{row['error']:+.1%}"
-        spread = f"{form.format(row['spread_low'])} to {form.format(row['spread_high'])}"
-        table.add_row(label, form.format(row["measured"]), form.format(row["predicted"]), error, spread)
-    out.print(table)
+def _check_autoscaled(stage: Stage, workers: int | None, spot: bool) -> None:
+    """Ends the command in words where nobody, or somebody else, says how many work."""
+    if workers is not None or spot:
+        fail(
+            f"--autoscaled: stands alone, got {'--workers' if workers is not None else '--spot'} beside it. The "
+            "autoscaler says how many work, and its machines stay. Leave one of them out.",
+            Exit.MISUSED,
+        )
+    if stage.scaling is None:
+        fail(
+            f"--autoscaled: needs a stage with [scaling], got {stage.name} without. Nobody would come. Use the stage "
+            "queued, or --workers.",
+            Exit.MISUSED,
+        )

@@ -34,7 +34,8 @@ from reference_apps.launchers.process import ProcessLauncher
 from simulator.estimate import Estimate
 from simulator.sweep import measures
 from stages.calibration import Calibration
-from stages.spec import ConstantRate, Stage, Traffic, mean_rate_rps, stage_toml, with_overrides
+from stages.demand import ConstantRate, Traffic
+from stages.spec import Stage, mean_rate_rps, stage_toml, with_overrides
 from stages.traffic import rate_at_rps
 
 LAPTOP_RPS = 200.0  # at the highest rate: what two cores carry beside gateway, replicas and Locust

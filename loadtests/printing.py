@@ -58,7 +58,8 @@ def print_calibration(calibration: Calibration) -> None:
         hops = ("send", "forward", "back", "reply")
         medians = [sorted(getattr(gateway, f"{hop}_quantiles_s")) for hop in hops]
         told = ", ".join(f"{hop} {1e3 * q[len(q) // 2]:.3f}" for hop, q in zip(hops, medians, strict=True))
-        out.print(f"Gateway, median ms: {told}, processor time of a request {1e3 * gateway.busy_s:.3f}")
+        door = f"{gateway.of[0].upper()}{gateway.of[1:]}"
+        out.print(f"{door}, median ms: {told}, processor time of a request {1e3 * gateway.busy_s:.3f}")
         if gateway.hit_busy_s is not None:
             middle_s = sorted(gateway.hit_reply_quantiles_s)[len(gateway.hit_reply_quantiles_s) // 2]
             out.print(

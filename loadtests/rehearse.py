@@ -28,7 +28,7 @@ from loadtests.calibrate import Launch, machine
 from loadtests.checks import why_void
 from loadtests.compare import least_service_s
 from loadtests.drill_figures import Row
-from loadtests.load import Loaded, fire
+from loadtests.load import Loaded, fire_at_stack
 from loadtests.payloads import crash_positions
 from loadtests.shapes import constant
 from reference_apps import alerts, split_file
@@ -43,7 +43,7 @@ from stages.calibration import Calibration
 from stages.calibration import write as write_calibration
 from stages.policies.guardrails import in_words
 from stages.records import Records
-from stages.spec import Stage, device_label, mean_rate_rps, stage_toml, with_overrides
+from stages.spec import Stage, mean_rate_rps, stage_toml, with_overrides
 from stages.traffic import schedule
 
 DICE = 8  # further predictions, each with its own
@@ -184,7 +184,7 @@ def _measured(
         warm_up = with_overrides(
             constant(point, rate_rps, WARM_UP_S), {"feedback.share": 0.0, "feedback.delay_s": None}
         )
-        _fire(warm_up, launcher, folder / "warm-up")
+        fire_at_stack(warm_up, launcher, folder / "warm-up")
 
         def on_begin(at_s: float) -> None:
             nonlocal began_s
@@ -194,7 +194,7 @@ def _measured(
         def on_second(gone_s: float) -> None:
             on_progress(f"{point.name}: the challenger is in production", gone_s, total_s)
 
-        loaded = _fire(point, launcher, folder, on_begin, on_second)
+        loaded = fire_at_stack(point, launcher, folder, on_begin=on_begin, on_second=on_second)
         told = _told(launcher)
     return loaded, _seen(told, began_s, loaded.records)
 
@@ -237,25 +237,6 @@ def _seen(told: dict[str, Any], began_s: float, found: Records) -> Out:
 
 def _not_answered(found: Records, arm: str) -> float:
     return float(found.requests.filter((pl.col("arm") == arm) & (pl.col("outcome") != "ok")).height)
-
-
-def _fire(
-    stage: Stage,
-    launcher: Launcher,
-    folder: Path,
-    on_begin: Callable[[float], None] = lambda _: None,
-    on_second: Callable[[float], None] = lambda _: None,
-) -> Loaded:
-    return fire(
-        stage,
-        launcher.url,
-        folder,
-        device=device_label(stage),
-        pids=lambda: launcher.pids,
-        lives=launcher.lives,
-        on_begin=on_begin,
-        on_second=on_second,
-    )
 
 
 def _leave(folder: Path, check: dict[str, Any], measured: Records, predicted: Rehearsed) -> None:

@@ -27,10 +27,22 @@ from rich.text import Text
 
 from loadtests.hit_ratios import HitRatio, hit_ratios, print_hit_ratios
 from loadtests.shares import Share, print_shares, shares
-from loadtests.wording import METRICS, OF_A_CACHE, constants, listed, number, shown, shown_error, shown_spread
-from simulator import plots
+from loadtests.warming import Warming, print_warming, warming
+from loadtests.wording import (
+    METRICS,
+    OF_A_BILL,
+    OF_A_CACHE,
+    constants,
+    listed,
+    number,
+    shown,
+    shown_error,
+    shown_spread,
+)
+from simulator import cache_plots, plots
 from simulator.plot_frame import png
 from stages.arms import arms_of, records_of
+from stages.bill import FIGURES, figures
 from stages.calibration import Calibration
 from stages.metrics import summarise
 from stages.records import Records
@@ -143,6 +155,11 @@ class Comparison:
         return hit_ratios(self.stage, _by_load(self.runs), self.capacity_rps)
 
     @property
+    def warm_up(self) -> list[Warming]:
+        """What the cache had in each stretch of the runs, which it began empty; none without one."""
+        return warming(self.stage, _by_load(self.runs))
+
+    @property
     def void_runs(self) -> list[Run]:
         return [run for run in self.runs if run.void is not None]
 
@@ -151,13 +168,13 @@ def rows(stage_name: str, runs: Iterable[Run], slo_latency_s: float, stage: Stag
     """A row for each load and metric, loads rising: medians over the sound repeats of the load.
 
     A load without a sound repeat gives the medians of its void ones, with `void` set. Those of a cache are there where
-    there is one. A metric that a repeat could
-    not show (NaN, as the latency of no answer) is passed over; NaN where no repeat could. A `stage` with two arms has
-    the same for each of them.
+    there is one, those of a bill where `stage` says what its machines cost. A metric that a repeat could not show (NaN,
+    as the latency of no answer) is passed over; NaN where no repeat could. A `stage` with two arms has the same for
+    each of them, with its own machines on its bill.
     """
     result: list[Row] = []
     for load, of_load in _by_load(runs).items():
-        result += _rows_of(stage_name, load, of_load, slo_latency_s)
+        result += _rows_of(stage_name, load, of_load, slo_latency_s, stage)
         if stage is None or stage.split is None:
             continue
         for arm in arms_of(stage):
@@ -169,20 +186,33 @@ def rows(stage_name: str, runs: Iterable[Run], slo_latency_s: float, stage: Stag
                 )
                 for run in of_load
             ]
-            result += [replace(row, arm=arm) for row in _rows_of(stage_name, load, own, slo_latency_s)]
+            of_arm = _rows_of(stage_name, load, own, slo_latency_s, stage, arm)
+            result += [replace(row, arm=arm) for row in of_arm]
     return result
 
 
-def _rows_of(stage_name: str, load: float, of_load: Sequence[Run], slo_latency_s: float) -> list[Row]:
+def _rows_of(
+    stage_name: str,
+    load: float,
+    of_load: Sequence[Run],
+    slo_latency_s: float,
+    stage: Stage | None,
+    arm: str | None = None,
+) -> list[Row]:
     """The rows of one load."""
     result: list[Row] = []
-    measured = [summarise(run.measured, slo_latency_s) for run in of_load]
-    predicted = [summarise(run.predicted, slo_latency_s) for run in of_load]
+
+    def told(records: Records) -> dict[str, float]:
+        bill = dict.fromkeys(FIGURES, math.nan) if stage is None else figures(stage, records, arm)
+        return summarise(records, slo_latency_s) | bill
+
+    measured = [told(run.measured) for run in of_load]
+    predicted = [told(run.predicted) for run in of_load]
     for metric, how in METRICS.items():
         values = [m[metric] for m in measured if not math.isnan(m[metric])] or [math.nan]
         middle = float(np.median(values))
         model = float(np.median([p[metric] for p in predicted if not math.isnan(p[metric])] or [math.nan]))
-        if metric in OF_A_CACHE and math.isnan(middle) and math.isnan(model):
+        if metric in (*OF_A_CACHE, *OF_A_BILL) and math.isnan(middle) and math.isnan(model):
             continue
         result.append(
             Row(
@@ -259,6 +289,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
     console.print(table)
     print_shares(comparison.shares, console)
     print_hit_ratios(comparison.hit_ratios, console)
+    print_warming(comparison.warm_up, console)
     for line in (LEGEND, "", result_in_words(comparison), *_notes(comparison)):
         console.print(line, markup=False, highlight=False)
 
@@ -295,6 +326,7 @@ def document(comparison: Comparison, report: Path) -> dict[str, Any]:
         "caveats": comparison.caveats,
         "shares": [asdict(share) for share in comparison.shares],
         "hit_ratios": [asdict(row) for row in comparison.hit_ratios],
+        "warm_up": [asdict(row) for row in comparison.warm_up],
         "paces": [{"load": run.load, "repeat": run.repeat, "pace": run.pace} for run in comparison.runs],
         "void_runs": [{"load": run.load, "repeat": run.repeat, "why": run.void} for run in comparison.void_runs],
         "curve": comparison.curve,
@@ -365,6 +397,8 @@ def _figures(comparison: Comparison) -> dict[str, Figure]:
     }
     if comparison.stage.batching.max_batch_size > 1:
         figures["batch_sizes"] = plots.batch_sizes(panels, about)
+    if comparison.stage.cache is not None:
+        figures["cache_over_time"] = cache_plots.while_it_warms(panels, about)
     return figures | {"device_utilisation": plots.device_utilisation(panels, about)}
 
 

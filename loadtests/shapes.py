@@ -20,7 +20,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from stages import traces
-from stages.spec import ConstantRate, SpikeRate, Stage, StepRate, TraceRate, mean_rate_rps, with_overrides
+from stages.demand import ConstantRate, SpikeRate, StepRate, TraceRate
+from stages.spec import Stage, mean_rate_rps, with_overrides
 
 ShapeName = Literal["spike", "ramp", "diurnal", "trace"]
 SHAPES: tuple[str, ...] = get_args(ShapeName)

@@ -21,10 +21,9 @@ from loadtests import scaling_rows
 from loadtests.calibrate import Launch, machine
 from loadtests.checks import why_void
 from loadtests.compare import least_service_s
-from loadtests.load import Loaded, fire
+from loadtests.load import Loaded, fire_at_stack
 from loadtests.shapes import constant
 from loadtests.tending import start_s_of, tended
-from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.process import ProcessLauncher
 from simulator.run import beyond_calibration, capacity_rps, simulate
 from stages import records
@@ -32,7 +31,7 @@ from stages.calibration import Calibration
 from stages.calibration import read as read_calibration
 from stages.calibration import write as write_calibration
 from stages.records import Records
-from stages.spec import Stage, device_label, load_stage, stage_toml, with_overrides
+from stages.spec import Stage, load_stage, stage_toml, with_overrides
 from stages.traffic import schedule
 
 # A void run is repeated at once, so many times at most; a short one is not.
@@ -202,7 +201,7 @@ def _measured(
     """One real run of the schedule, on a stack of its own."""
     with launch(point, folder / "stack") as launcher:
         warm_up = constant(point, 0.5 * capacity_rps(point, calibration), WARM_UP_S)
-        _fire(warm_up, launcher, folder / "warm-up")
+        fire_at_stack(warm_up, launcher, folder / "warm-up")
         if point.cache is not None:  # it begins empty, as in the simulator
             launcher.empty_cache()
         with tended(launcher) as tending:
@@ -217,26 +216,7 @@ def _measured(
                 tending.check()
                 on_second(gone_s)
 
-            loaded = _fire(point, launcher, folder, on_begin, on_look)
+            loaded = fire_at_stack(point, launcher, folder, on_begin=on_begin, on_second=on_look)
         end_s = loaded.records.replicas["stopped_s"].max()
         scaling = scaling_rows.read(launcher.folder, began_s, float(end_s))  # type: ignore[arg-type]
     return Loaded(replace(loaded.records, scaling=scaling), loaded.check)
-
-
-def _fire(
-    stage: Stage,
-    launcher: Launcher,
-    folder: Path,
-    on_begin: Callable[[float], None] = lambda _: None,
-    on_second: Callable[[float], None] = lambda _: None,
-) -> Loaded:
-    return fire(
-        stage,
-        launcher.url,
-        folder,
-        device=device_label(stage),
-        pids=lambda: launcher.pids,
-        lives=launcher.lives,
-        on_begin=on_begin,
-        on_second=on_second,
-    )

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from loadtests.verbs import (
+    CalibrationOption,
     DeviceOption,
     OnOption,
+    RunFolderOption,
     ShortOption,
     bar,
     calibration_of,
@@ -58,13 +60,9 @@ def spike(
     repeat: Annotated[int, typer.Option(min=1, max=100, help="Real runs, each on a fresh stack.")] = 1,
     device: DeviceOption = None,
     on: OnOption = "process",
-    calibration_file: Annotated[
-        Path | None, typer.Option("--calibration", help="Use this calibration, and make none.")
-    ] = None,
+    calibration_file: CalibrationOption = None,
     short: ShortOption = False,
-    folder: Annotated[
-        Path | None, typer.Option("--out", help="The run folder; by default a new one under runs/.")
-    ] = None,
+    folder: RunFolderOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,8 +28,8 @@ from loadtests.wording import NOTHING, digits
 from simulator.plot_frame import png
 from simulator.time_plots import over_time
 from stages import timeseries
-from stages.bill import beside_usd_per_hour, caveats, figures
-from stages.cost import described, usd_per_hour
+from stages.bill import beside_usd_per_hour, caveats, figures, replica_usd_per_hour
+from stages.cost import described
 from stages.metrics import replica_seconds, summarise
 from stages.records import Records
 from stages.spec import Stage, fleet_label
@@ -227,8 +228,7 @@ def _figures(stage: Stage, records: Records) -> dict[str, float]:
 
 
 def _price(stage: Stage) -> Callable[[int], float] | None:
-    cost = stage.cost
-    return None if cost is None else lambda replica: usd_per_hour(cost, replica)
+    return None if stage.cost is None else partial(replica_usd_per_hour, stage)
 
 
 def _lag_s(run: Run, of: Callable[[Records], Steps | None]) -> float:

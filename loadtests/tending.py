@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from reference_apps.autoscaler import BEGIN_FILE, Autoscaler, ScaledFleet
+from reference_apps.autoscaler import BEGIN_FILE, Autoscaler
 from reference_apps.commands import Inbox
 from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.member import write_atomically
-from reference_apps.supervisor import LOOK_S, Supervisor
+from reference_apps.supervisor import LOOK_S, Supervisor, fleet_of
 
 # The beginning that an autoscaler waits for until it is told the true one.
 FAR_OFF_S = 86_400.0
@@ -32,7 +32,7 @@ class Tending:
         self._error: Exception | None = None
         self.begin(time.monotonic() + FAR_OFF_S)
         scaling = launcher.stage.scaling
-        autoscaler = None if scaling is None else Autoscaler(scaling, ScaledFleet(launcher), launcher.folder)
+        autoscaler = None if scaling is None else Autoscaler(scaling, fleet_of(launcher), launcher.folder)
         self._supervisor = Supervisor(launcher, Inbox(launcher.folder), autoscaler)
         self._thread = threading.Thread(target=self._look, name="tending", daemon=True)
         self._thread.start()

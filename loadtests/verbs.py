@@ -30,6 +30,10 @@ DeviceOption = Annotated[
 On = Literal["process", "docker"]
 OnOption = Annotated[On, typer.Option("--on", help="Start processes of this machine, or Docker containers.")]
 ShortOption = Annotated[bool, typer.Option("--short", help="A minute instead of ten; the report says so.")]
+CalibrationOption = Annotated[Path | None, typer.Option("--calibration", help="Use this calibration, and make none.")]
+RunFolderOption = Annotated[
+    Path | None, typer.Option("--out", help="The run folder; by default a new one under runs/.")
+]
 
 
 def stage_of(

@@ -39,8 +39,11 @@ METRICS = {
     "queue_wait_s_p95": Shown("queue wait p95", " ms", 1e3),
     "hit_ratio": Shown("hit ratio", " %", 100.0, is_share=True),
     "joined_ratio": Shown("joined ratio", " %", 100.0, is_share=True),
+    "cost_usd": Shown("cost of the run", " US cents", 100.0),
+    "cost_usd_per_1000": Shown("cost of 1,000 good answers", " US cents", 100.0),
 }
 OF_A_CACHE = ("hit_ratio", "joined_ratio")  # shown where somebody looked into one
+OF_A_BILL = ("cost_usd", "cost_usd_per_1000")  # shown where the stage says what its machines cost
 NOTHING = "–"  # in place of NaN
 
 
@@ -97,12 +100,13 @@ def constants(calibration: Calibration) -> list[tuple[str, str]]:
 def _of_gateway(gateway: GatewayCosts | None) -> list[tuple[str, str]]:
     if gateway is None:
         return []
+    queue = "the replica's queue" if gateway.of == "gateway" else "line for the broker"
     return [
-        ("scheduled send → read by the gateway", _quantiles(gateway.send_quantiles_s)),
-        ("read by the gateway → in the replica's queue", _quantiles(gateway.forward_quantiles_s)),
-        ("a batch ends → the first of its answers is at the gateway", _quantiles(gateway.back_quantiles_s)),
-        ("an answer is at the gateway → it is back", _quantiles(gateway.reply_quantiles_s)),
-        ("the gateway's processor time for a request", f"{1e3 * gateway.busy_s:.3f} ms"),
+        (f"scheduled send → read by the {gateway.of}", _quantiles(gateway.send_quantiles_s)),
+        (f"read by the {gateway.of} → in {queue}", _quantiles(gateway.forward_quantiles_s)),
+        (f"a batch ends → the first of its answers is at the {gateway.of}", _quantiles(gateway.back_quantiles_s)),
+        (f"an answer is at the {gateway.of} → it is back", _quantiles(gateway.reply_quantiles_s)),
+        (f"the {gateway.of}'s processor time for a request", f"{1e3 * gateway.busy_s:.3f} ms"),
         *_of_hits(gateway),
     ]
 

@@ -44,16 +44,19 @@ log = logging.getLogger("rung.alerts")
 Targets = Callable[[], Sequence[Target]]
 
 
-def watch(stage: Stage, targets: Targets, folder: Path, stopping: threading.Event) -> None:
+def watch(
+    stage: Stage, targets: Targets, folder: Path, stopping: threading.Event, split_folder: Path | None = None
+) -> None:
     """Asks the stage's rules until `stopping` is set; for a thread of its own.
 
-    `targets` tells who can be asked now. Changes go to alerts.jsonl in `folder`, to the log and to the webhook. What
-    goes wrong here is written to the log and never raised: alerts must not end what they watch.
+    `targets` tells who can be asked now, `split_folder` has the control file of a split. Changes go to alerts.jsonl in
+    `folder`, to the log and to the webhook. What goes wrong here is written to the log and never raised: alerts must
+    not end what they watch.
     """
     rules = RuleSet(rules_of(stage), limits_of(stage))
     with ExitStack() as stack:
         webhook = _opened(stage, stack)
-        stops = None if stage.split is None else Stops(stage, folder / SPLIT_FOLDER)
+        stops = None if stage.split is None else Stops(stage, split_folder or folder / SPLIT_FOLDER)
         for reading in readings(stage, _published(stage, targets, folder), stopping):
             changes = [described(stage, rules, change) for change in rules.ask(reading)]
             for told in [*changes, *(stops.look() if stops is not None else ())]:
@@ -150,7 +153,7 @@ class Stops:
 def watching(launcher: Launcher) -> Iterator[None]:
     """Watches the stage of a launcher in a thread of its own, until the block is left."""
     stopping = threading.Event()
-    arguments = (launcher.stage, lambda: targets_of(launcher), launcher.folder, stopping)
+    arguments = (launcher.stage, lambda: targets_of(launcher), launcher.folder, stopping, launcher.split_folder)
     thread = threading.Thread(target=watch, args=arguments, name="alerts", daemon=True)
     thread.start()
     try:

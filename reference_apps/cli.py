@@ -82,7 +82,20 @@ def up(
         devices = ", ".join(f"{each['name'].replace('-', ' ')} ({_runs(each)})" for each in started.replicas)
         of = "Behind its gateway" if resolved.queue is None else "Working for it"
         out.print(f"{of}: {devices or 'nobody yet'}.")
+    if (split := _split(started, resolved)) is not None and split["in_words"]:
+        out.print(split["in_words"], markup=False)
     out.print(f"Load it with `rung load {resolved.name}`; stop it with `rung down {resolved.name}`.")
+
+
+def _split(up: Up, stage: Stage) -> dict[str, Any] | None:
+    """What the control file of a split says, and in words that its challenger is out, where it is; None without one."""
+    from reference_apps import split_file
+    from reference_apps.up import split_folder
+
+    told = None if stage.split is None else split_file.seen(split_folder(up.stage))
+    if stage.split is None or told is None:
+        return None
+    return {**told._asdict(), "in_words": split_file.in_words(told, stage.name, stage.split)}
 
 
 def _runs(member: Mapping[str, Any]) -> str:
@@ -152,6 +165,8 @@ def status(json_: JsonOption = False) -> None:
             row = (name, member["pid"], member["url"], member["state"], ready, _runs(member))
             table.add_row(*map(str, row))
         out.print(table)
+        if each["split"] is not None and each["split"]["in_words"]:
+            out.print(each["split"]["in_words"], markup=False)
 
 
 @app.command()
@@ -224,9 +239,8 @@ def _described(up: Up) -> dict[str, Any]:
     from reference_apps.asking import probe
     from stages.spec import load_stage
 
-    edge = None
-    if up.gateway is not None and (gateway := load_stage(Path(up.folder) / "stage.toml").gateway) is not None:
-        edge = gateway.edge
+    stage = load_stage(Path(up.folder) / "stage.toml") if up.gateway is not None else None
+    edge = stage.gateway.edge if stage is not None and stage.gateway is not None else None
     return {
         "stage": up.stage,
         "on": up.on,
@@ -237,4 +251,5 @@ def _described(up: Up) -> dict[str, Any]:
         "gateway": None if up.gateway is None else {**up.gateway, "ready": probe(f"{up.url}/readyz", edge=edge)},
         "cache": None if up.cache is None else {**up.cache, "ready": up.cache["state"] == "ready"},
         "replicas": [{**each, "ready": each["url"] != "" and probe(f"{each['url']}/readyz")} for each in up.replicas],
+        "split": None if stage is None else _split(up, stage),
     }

@@ -30,6 +30,7 @@ from reference_apps.feedback_metrics import FeedbackMetrics
 from reference_apps.feedback_schema import url_of
 from reference_apps.feedback_store import FeedbackStore, Judged, Label, Told
 from reference_apps.passage import Room
+from stages.arms import arms_of
 from stages.feedback import CLASSES
 from stages.spec import Stage
 
@@ -45,11 +46,12 @@ class FeedbackPath:
 
     def __init__(self, stage: Stage, folder: Path, registry: CollectorRegistry) -> None:
         assert stage.feedback is not None
-        self.right: dict[str, tuple[int, int]] = {}  # by arm: right, and right or wrong, since it was opened
+        self.right: dict[str, tuple[int, int]] = {}  # by arm: right, and right or wrong, since it began (again)
+        self._since_at = 0.0  # when it began again, in seconds since the epoch
         self._stage, self._feedback = stage, stage.feedback
         self._classes = CLASSES[stage.model.name]
         self._room = Room(INSIDE_MAX)
-        self._metrics = FeedbackMetrics(registry)
+        self._metrics = FeedbackMetrics(registry, arms_of(stage))
         self._store = FeedbackStore(url_of(stage.feedback, folder), stage.feedback)
         self._line = FeedbackLine(self._store, stage.feedback, self._metrics, self._count)
         self._metrics.watch(lambda: self._line.waiting)
@@ -62,6 +64,10 @@ class FeedbackPath:
         """Writes what waits, and lets go of the database."""
         await asyncio.to_thread(self._line.close, self._stage.lifecycle.drain_timeout_s)
         self._store.close()
+
+    def begin_again(self) -> None:
+        """`right` begins anew: labels of what was answered until now do not count any more, whenever they come."""
+        self.right, self._since_at = {}, time.time()
 
     def note(
         self,
@@ -148,7 +154,9 @@ class FeedbackPath:
         return 202 if what.how == "waiting" else 200, [(b"content-type", JSON)], orjson.dumps(content)
 
     def _count(self, judged: Sequence[Judged]) -> None:
-        for arm, right, count in judged:
+        for arm, right, count, predicted_at in judged:
+            if predicted_at < self._since_at:
+                continue
             before, of = self.right.get(arm, (0, 0))
             self.right[arm] = (before + right * count, of + count)
 

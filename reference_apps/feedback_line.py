@@ -12,9 +12,7 @@ down, as long as there is room for them, and are lost then, which is counted; a 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ from reference_apps.feedback_errors import FeedbackDownError, FeedbackFullError
 from reference_apps.feedback_metrics import FeedbackMetrics
 from reference_apps.feedback_store import FeedbackStore, Judged, Label, Prediction, Told
 from reference_apps.logs import fields
+from reference_apps.loop_thread import LoopThread
 from stages.feedback import Feedback
 
 FLUSH_S = 0.25
@@ -59,8 +58,8 @@ class _Waiting:
     told: asyncio.Future[Told]
 
 
-class FeedbackLine:
-    """Writes what is noted and put, in a thread of its own. `open` it on the event loop that does so."""
+class FeedbackLine(LoopThread):
+    """Writes what is noted and put, in a thread of its own; what waits when it is closed is written."""
 
     def __init__(
         self,
@@ -69,34 +68,18 @@ class FeedbackLine:
         metrics: FeedbackMetrics,
         judged: Callable[[Sequence[Judged]], None],
     ) -> None:
+        super().__init__("feedback")
         self._store, self._metrics, self._judged = store, metrics, judged
         self._predictions_max = feedback.predictions_max
         self._noted: deque[Noted] = deque()
         self._held: list[Prediction] = []  # of a transaction that failed, or was too large; the thread's own
         self._line: deque[_Waiting] = deque()
-        self._changed = threading.Condition()
-        self._closing = False
         self._forgets_s = time.monotonic() + FORGET_S
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="feedback", daemon=True)
 
     @property
     def waiting(self) -> int:
         """Predictions that are not written yet."""
         return len(self._noted) + len(self._held)
-
-    def open(self) -> None:
-        """Begins; called on the event loop that will note and put."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-
-    def close(self, timeout_s: float) -> None:
-        """Writes what waits, and ends."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
 
     def note(self, noted: Noted) -> None:
         """Keeps a prediction to be written; one that finds no room is lost, and counted."""
@@ -159,12 +142,12 @@ class FeedbackLine:
             log.warning("predictions wait", extra=fields(why=str(error), waiting=self.waiting))
             if error.lasting:  # they would fail again, and for ever
                 self._drop()
-            self._tell(labels, error)
+            self._refuse(labels, error)
             return True
         except Exception as error:
             log.exception("predictions could not be written")
             self._drop()
-            self._tell(labels, FeedbackDownError(f"the labels could not be stored: {type(error).__name__}"))
+            self._refuse(labels, FeedbackDownError(f"the labels could not be stored: {type(error).__name__}"))
             return True
 
     def _transaction(self, predictions: list[Prediction], labels: list[_Waiting]) -> None:
@@ -173,8 +156,7 @@ class FeedbackLine:
         self._metrics.wrote(len(predictions), written, time.monotonic() - began_s)
         if written.judged:
             self._on_loop(self._judged, written.judged)
-        if labels:
-            self._on_loop(_settle, labels, written.told)
+        self._tell([waiting.told for waiting in labels], written.told)
 
     def _drop(self) -> None:
         self._metrics.lost(len(self._held), "refused")
@@ -189,24 +171,8 @@ class FeedbackLine:
             log.warning("old predictions stay", extra=fields(why=str(error)))
             self._forgets_s = time.monotonic() + FORGET_S
 
-    def _tell(self, labels: list[_Waiting], error: Exception) -> None:
-        if labels:
-            self._on_loop(_settle, labels, [error] * len(labels))
-
-    def _on_loop(self, what: Callable[..., None], *arguments: object) -> None:
-        assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # it is closed: nobody is there to be told
-            self._loop.call_soon_threadsafe(what, *arguments)
-
-
-def _settle(waiting: list[_Waiting], told: Sequence[Told | Exception]) -> None:
-    for each, what in zip(waiting, told, strict=True):
-        if each.told.done():  # its client may have gone
-            continue
-        if isinstance(what, Exception):
-            each.told.set_exception(what)
-        else:
-            each.told.set_result(what)
+    def _refuse(self, labels: list[_Waiting], error: Exception) -> None:
+        self._tell([waiting.told for waiting in labels], [error] * len(labels))
 
 
 def _read(noted: Noted) -> Prediction:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -16,7 +16,7 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 class FeedbackMetrics:
     """Counters of what was written, lost, told and refused. Names and units follow Prometheus' conventions."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, arms: Sequence[str] = ("",)) -> None:
         self._registry = registry
         self._predictions = Counter("rung_feedback_predictions", "Predictions that were written", registry=registry)
         lost = Counter(
@@ -29,6 +29,9 @@ class FeedbackMetrics:
         self._judged = Counter(
             "rung_feedback_judged", "Answers that a label found right or wrong", ["arm", "right"], registry=registry
         )
+        for arm in arms:  # a counter that appears with its first count shows no increase
+            for right in ("yes", "no"):
+                self._judged.labels(arm, right)
         self._orphans = Gauge("rung_feedback_orphans", "Labels whose prediction is not known", registry=registry)
         self._seconds = Histogram(
             "rung_feedback_write_seconds", "Of one transaction", buckets=_SECONDS, registry=registry

@@ -69,12 +69,14 @@ class Told(NamedTuple):
 class Judged(NamedTuple):
     """An answer was found right or wrong in time; `change` is -1 where that is taken back for a later label.
 
-    Answers of forced requests are not judged: whoever chooses the arm is nobody's random sample.
+    `predicted_at` is when it was answered, in seconds since the epoch. Answers of forced requests are not judged:
+    whoever chooses the arm is nobody's random sample.
     """
 
     arm: str
     right: bool
     change: int
+    predicted_at: float
 
 
 @dataclass
@@ -240,7 +242,7 @@ class FeedbackStore:
 
 
 def _judged(answers: Sequence[_Answer], label: int, count: int) -> list[Judged]:
-    return [Judged(each.arm, each.label == label, count) for each in answers if not each.forced]
+    return [Judged(each.arm, each.label == label, count, each.predicted_at) for each in answers if not each.forced]
 
 
 def _columns_of(prediction: Prediction) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class Gateway:
         self._upstream: Upstream | None = None
         self._file = replicas_file
         self._keys = keys or Keys()
-        self.splitter = None if stage.split is None else Splitter(stage, split_folder, self._right)
+        self.splitter = None if stage.split is None else Splitter(stage, split_folder, self._right, self._forget)
         self.shadow = Shadow(self) if stage.split is not None and stage.split.mode == "shadow" else None
         if self.splitter is not None:
             self.metrics.watch_split(self.splitter, self.shadow)
@@ -336,6 +336,11 @@ class Gateway:
     def _right(self) -> Mapping[str, tuple[int, int]]:
         """Arm → its answers that were right, and those that have a label."""
         return {} if self.feedback is None else self.feedback.right
+
+    def _forget(self) -> None:
+        """Another challenger, or another try: labels of what was answered before say nothing of it."""
+        if self.feedback is not None:
+            self.feedback.begin_again()
 
     def _new_balancer(self) -> Balancer:
         return Balancer(self.policy.policy, self.stage.traffic.seed, self.policy.sticky_load_bound)

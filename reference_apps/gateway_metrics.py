@@ -107,6 +107,8 @@ class GatewayMetrics:
         self._copies = Counter(
             "rung_gateway_copies", "Copies by outcome and reason", ["outcome", "reason"], registry=registry
         )
+        for ending in ENDINGS:
+            self._copies.labels(*ending)
         self._copies_dropped = Counter("rung_gateway_copies_dropped", "Copies that were not made", registry=registry)
 
     def retried(self, reason: str) -> None:

@@ -22,6 +22,7 @@ SCHEMA_VERSION = 39
 WINDOW = "$__rate_interval"  # at least four scrapes, by Grafana
 _WIDTH, _HEIGHT, _COLUMNS = 8, 7, 3
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+_GUARDRAIL = "Beyond the line for sure, the challenger is stopped."
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ def dashboard(stage: Stage) -> dict[str, Any]:
     found = list(_clients(stage, ask))
     if counts_requests(stage) == "gateway":
         found += [*_gateway(ask), *(_cache(stage, ask) if stage.cache is not None else ())]
+    if stage.split is not None:
+        found += _arms(stage, ask)
+    if stage.feedback is not None:
+        found += _feedback(ask)
     found += [*_queue(ask), *_workers(ask)] if stage.queue is not None else _replicas(ask)
     return {
         "title": f"rung: {stage.title}",
@@ -105,6 +110,50 @@ def _gateway(ask: Questions) -> Iterator[Panel]:
             (f"sum(rate({ask.series('rung_gateway_clients_gone_total')}[{WINDOW}]))", "clients gone"),
         ],
         "ops",
+    )
+
+
+def _arms(stage: Stage, ask: Questions) -> Iterator[Panel]:
+    """Two versions beside each other, each panel with the guardrail that watches it; and what becomes of copies."""
+    split, each = stage.split, "{{arm}}"
+    assert split is not None
+    limits = split.guardrails
+    errors_max, latency_s = (None, None) if limits is None else (limits.errors_share_max, limits.latency_s)
+    yield Panel("Requests by arm", [(ask.requests_by_arm(WINDOW), each)], "reqps")
+    said = _GUARDRAIL if errors_max is not None else ""
+    yield Panel("Errors by arm", [(ask.errors_by_arm(WINDOW), each)], "percentunit", errors_max, said)
+    said = _GUARDRAIL if latency_s is not None else ""
+    yield Panel("Latency p95 by arm", [(ask.quantile_by_arm(0.95, WINDOW), each)], "s", latency_s, said)
+    if counts_requests(stage) != "gateway":  # nginx says nothing of its share
+        return
+    share = (ask.series("rung_gateway_challenger_share"), "the challenger's share")
+    stopped = (ask.series("rung_gateway_challenger_stopped"), "1: a guardrail has stopped it")
+    yield Panel("Split", [share, stopped], "percentunit")
+    if split.mode == "shadow":
+        copies, dropped = ask.series("rung_gateway_copies_total"), ask.series("rung_gateway_copies_dropped_total")
+        ended = f"sum by (outcome, reason) (rate({copies}[{WINDOW}]))"
+        yield Panel(
+            "Copies for the challenger",
+            [(ended, "{{outcome}} {{reason}}"), (f"sum(rate({dropped}[{WINDOW}]))", "not made: too many under way")],
+            "reqps",
+        )
+
+
+def _feedback(ask: Questions) -> Iterator[Panel]:
+    """What labels say of the answers, and whether they and the predictions reach the disk."""
+    judged, right = ask.series("rung_feedback_judged_total"), ask.series("rung_feedback_judged_total", 'right="yes"')
+    ratio = f"sum by (arm) (rate({right}[{WINDOW}])) / sum by (arm) (rate({judged}[{WINDOW}]))"
+    yield Panel("Right answers, of those with a label in time", [(ratio, "{{arm}}")], "percentunit")
+    labels, late = ask.series("rung_feedback_labels_total"), ask.series("rung_feedback_labels_late_total")
+    told = (f"sum by (how) (rate({labels}[{WINDOW}]))", "{{how}}")
+    yield Panel("Labels", [told, (f"sum(rate({late}[{WINDOW}]))", "late")], "ops")
+    lost = ask.series("rung_feedback_predictions_lost_total")
+    yield Panel(
+        "Predictions not written",
+        [
+            (ask.series("rung_feedback_waiting"), "wait"),
+            (f"sum by (why) (increase({lost}[{WINDOW}]))", "lost: {{why}}"),
+        ],
     )
 
 

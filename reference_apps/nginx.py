@@ -130,8 +130,9 @@ def _split(split: Split | None, share: float) -> list[str]:
     """Which arm a request is for: the one that it names, or that of its user's place, or of its own."""
     if split is None:
         return []
-    # A load test numbers its requests, so that both worlds know which arm each gets.
-    request = "map $http_x_rung_request $rung_number { '' $rung_request_id; default $http_x_rung_request; }"
+    # A load test numbers its requests (its seed, a hyphen, the number), so that both worlds know which arm each gets.
+    request = 'map $http_x_rung_request $rung_number { "~^[0-9]{1,15}-(?<rung_place>[0-9]{1,15})$" $rung_place; '
+    request += "default $rung_request_id; }"
     named = "$rung_number"
     users = []
     if split.key == "user":

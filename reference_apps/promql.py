@@ -61,6 +61,24 @@ class Questions:
         grouped = f"sum by ({by})" if by else "sum"
         return f"{grouped} (rate({self.series(f'{self._requests}_requests_total', *labels)}[{window}]))"
 
+    def requests_by_arm(self, window: str, *labels: str) -> str:
+        """Requests per second of each arm that came to their end; one that is refused before it is read has none."""
+        return self.requests(window, _AN_ARM, *labels, by="arm")
+
+    def errors_by_arm(self, window: str) -> str:
+        """The share of each arm's requests that had no answer."""
+        failed = self.requests_by_arm(window, 'outcome!="ok"', 'reason!="bad_input"')
+        counted = self.requests_by_arm(window, 'reason!="bad_input"')
+        return f"{failed} / {counted}"
+
+    def quantile_by_arm(self, share: float, window: str) -> str:
+        """The latency in seconds that `share` of each arm's answers stayed below."""
+        if self._requests == PREFIXES["gateway"]:
+            buckets = self.series("rung_gateway_arm_seconds_bucket", _AN_ARM)
+        else:  # of the replicas, whose targets carry the arm
+            buckets = self.series(f"{self._requests}_request_seconds_bucket", _OK, _AN_ARM)
+        return f"histogram_quantile({share:g}, sum by (le, arm) (rate({buckets}[{window}])))"
+
     def series(self, metric: str, *labels: str) -> str:
         """The metric of this stage's processes, with further labels."""
         return f"{metric}{{{', '.join((self._of, *labels))}}}"
@@ -77,3 +95,4 @@ def duration(seconds: float) -> str:
 
 
 _OK = 'outcome="ok"'
+_AN_ARM = 'arm!=""'

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections import deque
 from dataclasses import dataclass
 
 from reference_apps.broker import Accepted, Broker, BrokerDownError, NewJob, QueueFullError
+from reference_apps.loop_thread import LoopThread
 
 LINE_MAX = 4096  # jobs that may wait for their turn to be put
 BATCH_JOBS_MAX, BATCH_BYTES_MAX = 256, 8_388_608
@@ -28,32 +28,16 @@ class _Waiting:
     accepted: asyncio.Future[Accepted]
 
 
-class PutLine:
-    """Puts jobs from an event loop into a broker, through one thread. `open` it on the loop."""
+class PutLine(LoopThread):
+    """Puts jobs from an event loop into a broker, through one thread. What waits when it is closed is put."""
 
     def __init__(self, broker: Broker) -> None:
+        super().__init__("put")
         self._broker = broker
         self._line: deque[_Waiting] = deque()
-        self._changed = threading.Condition()
-        self._closing = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="put", daemon=True)
 
     def __len__(self) -> int:
         return len(self._line)
-
-    def open(self) -> None:
-        """Begins; called on the event loop that will put."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-
-    def close(self, timeout_s: float) -> None:
-        """Puts what waits, and ends."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
 
     async def put(self, job: NewJob) -> Accepted:
         """Accepted, and on the disk. Raises QueueFullError and BrokerDownError.
@@ -72,9 +56,7 @@ class PutLine:
 
     def _run(self) -> None:
         while batch := self._next():
-            told = self._put(batch)
-            assert self._loop is not None
-            self._loop.call_soon_threadsafe(_tell, batch, told)
+            self._tell([waiting.accepted for waiting in batch], self._put(batch))
 
     def _next(self) -> list[_Waiting]:
         """Those that go together; waits for the first. Empty once closed and empty."""
@@ -106,13 +88,3 @@ class PutLine:
         except Exception as error:
             log.exception("jobs could not be put")
             return [BrokerDownError(f"the queue failed: {type(error).__name__}")] * len(batch)
-
-
-def _tell(batch: list[_Waiting], told: list[Accepted | Exception]) -> None:
-    for waiting, what in zip(batch, told, strict=True):
-        if waiting.accepted.done():  # its client may have gone
-            continue
-        if isinstance(what, Exception):
-            waiting.accepted.set_exception(what)
-        else:
-            waiting.accepted.set_result(what)

@@ -273,6 +273,13 @@ def _pinned_arms(stage: Stage) -> Stage:
     return with_overrides(stage, changes)
 
 
+def identity(model: Model) -> str:
+    """Name, version and digest of a version in the registry: what a decision about it is about. Raises StageError like
+    `Registry.metadata`."""
+    found = Registry(registry_root(model)).metadata(model.name, str(model.version))
+    return f"{model.name}/{found.version}@{found.digest}"
+
+
 def pinned_model(model: Model) -> Model:
     """The model with its alias resolved, its registry's folder named, and its facts out of the metadata.
 

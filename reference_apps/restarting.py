@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any
 
-from reference_apps.launchers.launcher import STOP_GRACE_S, Launcher
+from reference_apps.launchers import split_start
+from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.member import LaunchError, Member
+from reference_apps.launchers.members import STOP_GRACE_S
 
 # Work that yields wherever it has to wait, and waits itself nowhere. It returns the answer to a command.
 Steps = Generator[None, None, dict[str, Any]]
@@ -20,6 +22,7 @@ def rolling(launcher: Launcher) -> Steps:
     """Replaces every replica by a new one on the same device, one after the other, with no request lost.
 
     The new ones are of the versions that the stage's aliases are now: this is how a version is deployed, or taken back.
+    A challenger that is another version than before begins anew, whatever became of the one before.
 
     Raises LaunchError where it cannot go on; the replicas that were not replaced by then serve on.
     """
@@ -42,6 +45,7 @@ def rolling(launcher: Launcher) -> Steps:
     finally:
         if moved and launcher.stage.cache is not None:
             launcher.forget_answers()
+    split_start.renew(launcher.stage, launcher.split_folder)
     version = launcher.stage.model.version
     return {"replaced": replaced} | ({} if version is None else {"version": version})
 

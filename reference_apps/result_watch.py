@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import NamedTuple
 from reference_apps.broker import BATCH_MAX, BrokerDownError, Found
 from reference_apps.job_store import JobStore
 from reference_apps.logs import fields
+from reference_apps.loop_thread import LoopThread
 from reference_apps.results import Result, ResultsDownError
 
 SWEEP_S = 0.01  # between two looks for results
@@ -52,35 +52,19 @@ class _Waiter:
     stays: bool  # waits on when the process drains
 
 
-class ResultWatch:
-    """Looks for results on behalf of an event loop, through one thread. `open` it on the loop."""
+class ResultWatch(LoopThread):
+    """Looks for results on behalf of an event loop, through one thread; no more once it is closed."""
 
     def __init__(self, store: JobStore) -> None:
+        super().__init__("watch")
         self._store = store
         self._waiters: dict[int, _Waiter] = {}
         self._numbers = itertools.count()
-        self._changed = threading.Condition()
-        self._closing = False
         self._any_fresh = False
         self._hurries = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __len__(self) -> int:
         return len(self._waiters)
-
-    def open(self) -> None:
-        """Begins; called on the event loop that will wait."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-
-    def close(self, timeout_s: float) -> None:
-        """Looks no more."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
 
     async def see(self, job: str, wait_s: float, just_put: bool = False, stays: bool = False) -> Seen:
         """The end of a job, or after `wait_s` seconds what is known of it. 0 looks once.
@@ -126,7 +110,8 @@ class ResultWatch:
                 why = error if expected else BrokerDownError(f"the queue failed: {type(error).__name__}")
                 told = fields(waiting=len(waiters), why=str(why))
                 log.warning("results cannot be looked for", extra=told, exc_info=not expected)
-                self._tell([(w, why) for w in chosen if w.fresh or w.until_s <= now_s])
+                late = [w.end for w in chosen if w.fresh or w.until_s <= now_s]
+                self._tell(late, [why] * len(late))
                 sweep_s = time.monotonic() + DOWN_S
                 continue
             took_s = time.monotonic() - now_s
@@ -154,7 +139,7 @@ class ResultWatch:
         for start in range(0, len(asked), BATCH_MAX):
             found |= self._store.broker.look(asked[start : start + BATCH_MAX])
         results = self._store.results.find(dict.fromkeys(w.job for w in waiters))
-        told = list[tuple[_Waiter, Seen | Exception]]()
+        ends, told = list[asyncio.Future[Seen]](), list[Seen]()
         looked = set(asked)
         for waiter in waiters:
             result = results.get(waiter.job)
@@ -166,20 +151,6 @@ class ResultWatch:
                 over = result is not None and result.outcome != "failed"
             waiter.fresh = False
             if over:
-                told.append((waiter, seen))
-        self._tell(told)
-
-    def _tell(self, told: list[tuple[_Waiter, Seen | Exception]]) -> None:
-        assert self._loop is not None
-        if told and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_wake, told)
-
-
-def _wake(told: list[tuple[_Waiter, Seen | Exception]]) -> None:
-    for waiter, what in told:
-        if waiter.end.done():  # its client may have gone
-            continue
-        if isinstance(what, Exception):
-            waiter.end.set_exception(what)
-        else:
-            waiter.end.set_result(what)
+                ends.append(waiter.end)
+                told.append(seen)
+        self._tell(ends, told)

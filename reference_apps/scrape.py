@@ -22,6 +22,7 @@ from prometheus_client.samples import Sample
 from reference_apps.asking import open_url
 from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.member import write_atomically
+from stages.arms import arm_of
 from stages.fleet import Edge
 from stages.spec import Stage
 
@@ -112,7 +113,7 @@ def file_sd(stage: Stage, targets: Sequence[Target]) -> list[dict[str, object]]:
     return [
         {
             "targets": [_address(target)],
-            "labels": {"stage": stage.name, "role": target.role} | _scheme_and_number(target),
+            "labels": {"stage": stage.name, "role": target.role} | _scheme_and_number(stage, target),
         }
         for target in targets
     ]
@@ -131,6 +132,8 @@ def _address(target: Target) -> str:
     return urlsplit(target.url).netloc
 
 
-def _scheme_and_number(target: Target) -> dict[str, str]:
+def _scheme_and_number(stage: Stage, target: Target) -> dict[str, str]:
     labels = {} if target.number is None else {"replica": str(target.number)}
+    if target.number is not None and stage.split is not None:
+        labels["arm"] = arm_of(stage, target.number)
     return labels | ({"__scheme__": "https"} if target.url.startswith("https:") else {})

@@ -24,24 +24,31 @@ from reference_apps.passage import Request
 from stages.arms import ARMS
 from stages.policies.experiment import Experiment
 from stages.policies.guardrails import Broken, in_words
+from stages.policies.splitting import Wanted
 from stages.spec import Stage
 
 __all__ = ["Splitter"]
 
 LOOK_S = 0.05
+AGAIN_S = 1.0  # after a stop that could not be written down
+CLOSING_S = 2 * split_file.LOCK_TIMEOUT_S  # for one that is being written when the gateway ends
 
 log = logging.getLogger("rung.gateway")
 
 Right = Callable[[], Mapping[str, tuple[int, int]]]  # arm → answers that were right, answers that have a label
+Forget = Callable[[], None]
 
 
 class Splitter:
-    """The split of one gateway. `folder` holds its control file; without one the stage alone says the share."""
+    """The split of one gateway. `folder` holds its control file; without one the stage alone says the share.
 
-    def __init__(self, stage: Stage, folder: Path | None, right: Right = dict) -> None:
+    `right` tells what labels have found so far, and `forget` has that begin anew, with a challenger that does.
+    """
+
+    def __init__(self, stage: Stage, folder: Path | None, right: Right = dict, forget: Forget = lambda: None) -> None:
         assert stage.split is not None
         self.split = stage.split
-        self._folder, self._right = folder, right
+        self._folder, self._right, self._forget = folder, right, forget
         self._header = stage.split.force_header.encode()
         self._told = split_file.first(stage.split, time.monotonic())
         self.experiment = Experiment(stage.split, stage.slo.latency_s, self._told.wanted)
@@ -60,8 +67,11 @@ class Splitter:
         """Looks no more. A stop that is being written down is waited for."""
         if self._looking is not None:
             self._looking.cancel()
-        tasks = [task for task in (self._looking, self._writing) if task is not None]
-        await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(self._looking, return_exceptions=True)
+        if (writing := self._writing) is not None:
+            await asyncio.wait({writing}, timeout=CLOSING_S)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
 
     def assign(self, request: Request, headers: Headers) -> None:
         """Gives the request its arm. Raises ValueError, in words, for an arm that is none."""
@@ -128,7 +138,10 @@ class Splitter:
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            log.warning("%s cannot be read, and the share stays: %r", self._folder / split_file.SPLIT_FILE, error)
+            if self._looking is None:  # it has just begun, and does not know whether the challenger was stopped
+                self.experiment.want(Wanted(0.0), begins_again=False)
+            told_by = self._folder / split_file.SPLIT_FILE
+            log.warning("%s cannot be read, and the challenger's share stays %g: %r", told_by, self.share, error)
             return
         if told is not None:
             self._take_over(told)
@@ -137,6 +150,8 @@ class Splitter:
         begins_again = told.trial != self._told.trial
         if begins_again:
             self._stopped_s = None
+            if self._looking is not None:  # at the first look, all that is known is of this trial
+                self._forget()
         self._told = told
         self.experiment.want(told.wanted, begins_again)
 
@@ -151,11 +166,19 @@ class Splitter:
             self._writing = asyncio.create_task(self._write(self._folder, broken.guardrail, why))
 
     async def _write(self, folder: Path, guardrail: str, why: str) -> None:
+        """Writes the stop down, as soon as that can be done: it is in force here meanwhile."""
+        trial = self._told.trial
         try:
-            told = await asyncio.to_thread(split_file.stop, folder, self._told.trial, guardrail, why)
-        except split_file.SplitError as error:
-            log.error(str(error))  # it stays stopped here, but another gateway would not know
-            return
+            while (told := await self._written(folder, trial, guardrail, why)) is None:
+                await asyncio.sleep(AGAIN_S)
         finally:
             self._writing = None
         self._take_over(told)
+
+    async def _written(self, folder: Path, trial: int, guardrail: str, why: str) -> split_file.Told | None:
+        """What the file says then; None where it could not be written: another gateway would not know."""
+        try:
+            return await asyncio.to_thread(split_file.stop, folder, trial, guardrail, why)
+        except split_file.SplitError as error:
+            log.error("the stop is not written down yet", extra=fields(why=str(error)))
+            return None

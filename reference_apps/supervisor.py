@@ -36,7 +36,7 @@ from reference_apps.launchers.member import LaunchError, Member, write_atomicall
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.queue_fleet import QueueFleet
 from reference_apps.restarting import Steps, rolling
-from reference_apps.up import Up, feedback_folder, queue_folder, runs_folder, state_file
+from reference_apps.up import Up, feedback_folder, queue_folder, runs_folder, split_folder, state_file
 from reference_apps.webhook import WebhookError, address
 from stages.arms import arm_of
 from stages.policies.autoscaling import Fleet
@@ -163,7 +163,7 @@ def supervise(folder: Path, stopping: threading.Event, on: str = "process") -> N
     me, since = psutil.Process(), time.time()
     who = {"supervisor_pid": me.pid, "supervisor_created": me.create_time(), "since": since, "on": on}
     with _alone(stage.name), _made(on, stage, folder) as launcher, alerts.watching(launcher):
-        autoscaler = Autoscaler(stage.scaling, _fleet(launcher), folder) if stage.scaling is not None else None
+        autoscaler = Autoscaler(stage.scaling, fleet_of(launcher), folder) if stage.scaling is not None else None
         supervisor = Supervisor(launcher, Inbox(folder), autoscaler)
         try:
             while True:
@@ -180,17 +180,20 @@ def supervise(folder: Path, stopping: threading.Event, on: str = "process") -> N
 
 
 def _made(on: str, stage: Stage, folder: Path) -> Launcher:
-    """The stage's launcher. What a queue has accepted, and what was answered, outlives `rung down`: it is not in the
-    folder of the run."""
+    """The stage's launcher. What outlives `rung down` is not in the folder of the run: what a queue has accepted, what
+    was answered, and that a challenger was stopped."""
     launcher = _launcher(on)(stage, folder)
     if stage.queue is not None:
         launcher.queue_folder = queue_folder(stage.name)
     if stage.feedback is not None:
         launcher.feedback_folder = feedback_folder(stage.name)
+    if stage.split is not None:
+        launcher.split_folder = split_folder(stage.name)
     return launcher
 
 
-def _fleet(launcher: Launcher) -> Fleet:
+def fleet_of(launcher: Launcher) -> Fleet:
+    """What an autoscaler moves: the replicas behind a gateway, or the workers of a queue."""
     return ScaledFleet(launcher) if launcher.stage.queue is None else QueueFleet(launcher)
 
 

@@ -174,6 +174,11 @@ def feedback_folder(stage_name: str) -> Path:
     return runs_folder() / "feedback" / stage_name
 
 
+def split_folder(stage_name: str) -> Path:
+    """Where it is kept that a guardrail has stopped a stage's challenger, from one start by its name to the next."""
+    return runs_folder() / "splits" / stage_name
+
+
 def state_file(stage_name: str) -> Path:
     """Where a stage that is up is written down."""
     return runs_folder() / "up" / f"{stage_name}.json"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 from simpy import Environment, Event
 
 from simulator.clock import At
+from simulator.cold_starts import ColdStarts
 from simulator.device import Device
 from simulator.gateway import Gateway
 from simulator.outcomes import Life
@@ -35,10 +36,8 @@ class ScaledFleet:
         first: int,
         over: Callable[[], bool] = lambda: False,  # says that the traffic is over: nobody joins any more
     ) -> None:
-        self._env, self._gateway, self._open_device, self._over = env, gateway, open_device, over
-        self._next = first
-        self._starting: dict[int, tuple[float, Device]] = {}  # number → (started_s, device)
-        self._cancelled: list[Life] = []
+        self._env, self._gateway = env, gateway
+        self._cold_starts = ColdStarts(env, open_device, gateway.join, first, over)
 
     def sample(self) -> Sample:
         """What a scrape finds now."""
@@ -62,35 +61,20 @@ class ScaledFleet:
 
     def starting(self) -> list[int]:
         """Those in their cold start."""
-        return list(self._starting)
+        return self._cold_starts.numbers()
 
     def start(self, cold_start_s: float) -> None:
         """One more, which serves in `cold_start_s` seconds."""
-        number, now_s = self._next, self._env.now
-        self._next += 1
-        self._starting[number] = now_s, self._open_device(number)
-        At(self._env, now_s + cold_start_s).add_callback(lambda _: self._join(number))
+        self._cold_starts.start(cold_start_s)
 
     def drain(self, number: int) -> None:
         """Lets it go when it has answered what it has; at once where it has not served yet."""
-        if number in self._starting:
-            started_s, device = self._starting.pop(number)
-            self._cancelled.append(Life.that_never_served(number, device.label, started_s, self._env.now))
-        else:
+        if not self._cold_starts.cancel(number):
             self._gateway.leave(number)
 
     def never_served(self) -> list[Life]:
         """Those that were stopped in their cold start, and those that are in it still."""
-        starting = [
-            Life.that_never_served(number, device.label, started_s, None)
-            for number, (started_s, device) in self._starting.items()
-        ]
-        return [*self._cancelled, *starting]
-
-    def _join(self, number: int) -> None:
-        if number in self._starting and not self._over():
-            started_s, device = self._starting.pop(number)
-            self._gateway.join(number, device, started_s)
+        return self._cold_starts.never_served()
 
 
 class Autoscaler:

@@ -25,8 +25,9 @@ from simulator.offers import BATCHES, Host, Offer, Replicas, paid_usd_per_hour
 from simulator.workload import SHARE, Workload, fluid_share
 from stages.cache import Cache
 from stages.catalogue import Profile, profiles
+from stages.demand import Items
 from stages.prices import Price
-from stages.spec import Items, Model, capacity_rps
+from stages.spec import Model, capacity_rps
 from stages.traffic import popularity
 
 ARCHITECTURES = ("single-vm", "micro-batched", "load-balanced", "autoscaled", "cached")

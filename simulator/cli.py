@@ -25,6 +25,7 @@ from stages.terminal import (
 )
 
 if TYPE_CHECKING:
+    from stages.bill import Bill
     from stages.calibration import Calibration
     from stages.spec import Stage
 
@@ -61,6 +62,13 @@ def simulate(
     interruptions: Annotated[
         float | None, typer.Option(metavar="PER_HOUR", help="How often a spot machine is taken away. Assumed: 0.05.")
     ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="Another queued stage, a name or a file, whose workers share the GPU."),
+    ] = None,
+    beside_set: Annotated[
+        list[str] | None, typer.Option("--beside-set", metavar="KEY=VALUE", help="Override a key of the stage beside.")
+    ] = None,
     out_: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Write the records there, as Parquet.")
     ] = None,
@@ -68,7 +76,7 @@ def simulate(
 ) -> None:
     """Predict a run of a stage: its traffic through its policies on a virtual clock."""
     from simulator import alerts, run
-    from stages import metrics, records
+    from stages import bill, metrics, records
     from stages.spec import fleet_label
 
     with teaching():
@@ -77,9 +85,24 @@ def simulate(
     if (backlog, deadline, workers, spot, interruptions) != (None, None, None, False, None):
         from simulator import night_cli
 
-        beside = rate is not None or duration is not None or out_ is not None
-        night = night_cli.night_of(resolved, backlog, deadline, workers, spot, interruptions, beside)
+        others = rate is not None or duration is not None or out_ is not None or beside is not None
+        night = night_cli.night_of(resolved, backlog, deadline, workers, spot, interruptions, others)
         night_cli.tell(resolved, night, measured, seed, json_)
+        return
+    if beside is not None or beside_set:
+        from simulator import one_gpu_cli
+
+        if beside is None or out_ is not None or seed is not None:
+            fail(
+                "--beside: takes the name of another stage, and no --seed or --out, got "
+                f"{'none' if beside is None else 'one of them'}. Nothing would read it. Use --beside queued, and --set "
+                "traffic.seed=5 for other draws.",
+                Exit.MISUSED,
+            )
+        with teaching():
+            card = {"device.memory_gib": resolved.device.memory_gib}
+            other = stage_of(beside, card | overrides(beside_set), None, duration)
+        one_gpu_cli.tell(resolved, other, measured, json_)
         return
     try:
         capacity_rps = run.capacity_rps(resolved, measured)
@@ -90,6 +113,7 @@ def simulate(
         predicted = run.simulate(resolved, calibration=measured, seed=seed)
     wall_s = time.perf_counter() - started
     count = predicted.requests.height
+    paid = bill.bill(resolved, predicted)
     result: dict[str, Any] = {
         "stage": resolved.name,
         "device": fleet_label(resolved),
@@ -99,6 +123,7 @@ def simulate(
         "rate_rps": count / predicted.window_s,
         "capacity_rps": capacity_rps,
         "metrics": metrics.summarise(predicted, resolved.slo.latency_s),
+        "bill": bill.document(paid),
         "notes": _notes(resolved, measured, count / predicted.window_s, capacity_rps),
         "wall_s": wall_s,
         "simulated_rps": count / wall_s,
@@ -107,7 +132,7 @@ def simulate(
     }
     if out_ is not None:
         records.write(predicted, out_)
-    print_json(result) if json_ else _print(resolved, result)
+    print_json(result) if json_ else _print(resolved, result, paid)
 
 
 def stage_of(name: str, given: dict[str, Any], rate_rps: float | None, duration_s: float | None) -> Stage:
@@ -149,6 +174,7 @@ def _first_problem(problem: Mapping[str, Any]) -> str:
 
 def _notes(stage: Stage, calibration: Calibration | None, offered_rps: float, capacity_rps: float) -> list[str]:
     from simulator.run import beyond_calibration
+    from stages.bill import caveats
 
     notes = [NO_CALIBRATION] if calibration is None else beyond_calibration(stage, calibration)
     if offered_rps > capacity_rps and stage.traffic.loop == "open" and stage.cache is None:
@@ -156,12 +182,14 @@ def _notes(stage: Stage, calibration: Calibration | None, offered_rps: float, ca
             f"{offered_rps:.1f} requests per second are more than the capacity of {capacity_rps:.1f}: "
             + ("the queue fills and the rest is refused." if stage.queue is None else "jobs wait for more workers.")
         )
-    return notes
+    return [*notes, *caveats(stage)]
 
 
-def _print(stage: Stage, result: dict[str, Any]) -> None:
+def _print(stage: Stage, result: dict[str, Any], paid: Bill | None) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+
+    from stages.bill import in_words
 
     table = Table(title=f"{stage.title}, predicted", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric")
@@ -174,6 +202,8 @@ def _print(stage: Stage, result: dict[str, Any]) -> None:
         f"capacity {result['capacity_rps']:.1f} per second"
     )
     out.print(table)
+    if paid is not None:
+        out.print(in_words(paid), markup=False, highlight=False)
     for change in result["alerts"]:
         if change["state"] in ("firing", "resolved"):
             what = "fire" if change["state"] == "firing" else "be resolved"

@@ -116,5 +116,5 @@ def _watch(
 ) -> Generator[Event, None, None]:
     """Looks at the rotation until all is over."""
     while not over():
-        looks.append((env.now, frozenset(gateway.in_rotation())))
+        looks.append((env.now, frozenset(gateway.rotation.in_rotation())))
         yield At(env, env.now + LOOK_S)

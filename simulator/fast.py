@@ -24,9 +24,10 @@ from simulator.host import Hop, Host, less
 from simulator.outcomes import GatewayLog, Life, fleet_records, places
 from stages import traffic
 from stages.calibration import Calibration, GatewayCosts, HostCosts
+from stages.demand import Traffic
 from stages.policies.balancing import known_choices
 from stages.records import Records, looks_frame
-from stages.spec import Stage, Traffic, mean_rate_rps
+from stages.spec import Stage, mean_rate_rps
 
 _KEPT_REQUESTS = 2_000_000  # longer schedules are made anew each time, and not kept in memory
 

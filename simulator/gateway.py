@@ -8,13 +8,14 @@
 Each request takes the event loop twice, half of `busy_s` each time, on its way in and on its way back; that is how a
 gateway fills up. A kept answer takes it once, for `hit_busy_s`; one that waits for another's takes half of that twice.
 The hops around it are those of low load, less that share. Twin: reference_apps/gateway.py; the decisions are in
-stages/policies. A replica that is there passes its probes; simulator/probes.py asks where one may not.
+stages/policies, and which replicas there are is in simulator/members.py. A replica that is there passes its probes;
+simulator/probes.py asks where one may not.
 Not modelled: the making of connections, bodies that come late, and keys and TLS beyond what they cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import inf, nan
 
@@ -25,16 +26,16 @@ from simulator.device import Device
 from simulator.event_loop import EventLoop, at
 from simulator.host import Hop, Host, less
 from simulator.line import Line
-from simulator.members import Member, Pool
+from simulator.members import Member, Pool, Rotation
 from simulator.outcomes import GatewayLog, Life
 from simulator.passages import Passage, Waits, log_of
 from simulator.replica import Replica, Settled
 from simulator.shadowing import Shadow
 from simulator.splitter import Splitter
-from stages.arms import arm_of, arms_of
+from stages.arms import arm_of
 from stages.calibration import GatewayCosts, HostCosts
 from stages.policies import admission as admits
-from stages.policies.balancing import Balancer, ticket_of
+from stages.policies.balancing import ticket_of
 from stages.policies.crashing import item_position
 from stages.policies.health import Health, speaks_against
 from stages.policies.histogram import LatencyCounts
@@ -61,8 +62,7 @@ class Gateway:
         settled: Settled | None = None,
     ) -> None:
         assert stage.gateway is not None
-        self.members: dict[int, Member] = {}
-        self.left: list[tuple[int, Member]] = []
+        self.rotation = Rotation(stage, env, seed)
         self.arrived = 0  # requests that it has read
         self.in_flight = 0
         self.latencies = LatencyCounts()  # of its answers, from read to answered
@@ -84,12 +84,7 @@ class Gateway:
                 "reply_quantiles_s": less(costs.back_quantiles_s, self._visit_s),
             }
         )
-        # One a version of the model: each has its replicas, and a balancer that knows no others.
-        self.pools = {arm: Pool(Balancer(config.policy, seed, config.sticky_load_bound)) for arm in arms_of(stage)}
         self._budget = RetryBudget(config.retry_budget_share)
-        self._ejections_until_s = -inf
-        self._full: set[int] = set()  # those with all the requests that they may have
-        self._unready: set[int] = set()  # those whose probes say so
         self._passages: list[Passage] = []
         self._waits = Waits(env, self._give_up)
         self.splitter = None if stage.split is None else Splitter(stage, env, seed)
@@ -99,6 +94,11 @@ class Gateway:
         self._cached = None
         if stage.cache is not None:
             self._cached = CachedPath(stage, env, self._loop, costs, seed, self._send_on, self._end)
+
+    @property
+    def members(self) -> dict[int, Member]:
+        """The replicas that are there, by number; those that are leaving too."""
+        return self.rotation.members
 
     def join(self, number: int, device: Device, started_s: float | None = None) -> Replica:
         """A replica on that device is ready from now on; it was started at `started_s`. Gives back the replica."""
@@ -116,29 +116,12 @@ class Gateway:
         # A new replica is in rotation from its first good probe on.
         health = Health(config.unhealthy_after, config.healthy_after, config.eject_after, config.eject_s)
         started_s = now_s if started_s is None else started_s
-        self.members[number] = Member(replica, host, line, health.after_probe(True), started_s, now_s, arm)
-        self.pools[arm].open[number] = 0
+        self.rotation.add(number, Member(replica, host, line, health.after_probe(True), started_s, now_s, arm))
         return replica
 
     def leave(self, number: int) -> Event:
-        """Sends the replica nothing more. The event fires when all that it has are back: it is closed and gone then."""
-        member = self.members[number]
-        if member.gone is None:
-            member.gone = self._env.event()
-            self.pools[member.arm].open.pop(number)
-            self.go_if_done(number)
-        return member.gone
-
-    def in_rotation(self) -> list[int]:
-        """The replicas that may be sent requests now, full ones too."""
-        numbers = (number for pool in self.pools.values() for number in pool.open)
-        return [number for number in numbers if self.members[number].health.in_rotation(self._env.now)]
-
-    def probed(self, number: int, ok: bool) -> None:
-        """A probe of the replica has ended."""
-        member = self.members[number]
-        member.health = member.health.after_probe(ok)
-        (self._unready.discard if member.health.ready else self._unready.add)(number)
+        """Sends the replica nothing more. The event fires when it is gone: see `Rotation.leave`."""
+        return self.rotation.leave(number)
 
     def break_off(self, number: int) -> None:
         """Every connection to the replica ends now, and with it whatever was sent there and is not back."""
@@ -162,7 +145,7 @@ class Gateway:
 
     def lives(self) -> list[Life]:
         """What each replica did, those that left first."""
-        all_of_them = [*self.left, *self.members.items()]
+        all_of_them = [*self.rotation.left, *self.members.items()]
         return [
             Life(number, m.replica.device.label, m.replica.log(), m.started_s, m.ready_s, m.left_s)
             for number, m in all_of_them
@@ -188,29 +171,15 @@ class Gateway:
 
     def _send_on(self, passage: Passage) -> None:
         """The request is computed, if anybody can be had for it."""
-        now_s = self._env.now
-        self._budget.note_request(now_s)
-        pool = self.pools[passage.arm]
-        choosable = self.choosable(pool, ())
+        self._budget.note_request(self._env.now)
+        pool = self.rotation.pools[passage.arm]
+        choosable = self.rotation.choosable(pool, ())
         if choosable:
             self._forward(passage, pool, choosable)
             if self._shadow is not None:
                 self._shadow.copy(passage)
         else:
-            in_rotation = any(self.members[number].health.in_rotation(now_s) for number in pool.open)
-            self._end(passage, "gateway_full" if in_rotation else "no_replica")
-
-    def choosable(self, pool: Pool, tried: Sequence[int]) -> Mapping[int, int]:
-        """Outstanding of each replica of the pool that may be chosen: in rotation, with room, and not tried before."""
-        now_s, most = self._env.now, self._config.connections_per_replica
-        if not tried and not self._full and not self._unready and now_s >= self._ejections_until_s:
-            return pool.open
-        members = self.members
-        return {
-            number: count
-            for number, count in pool.open.items()
-            if number not in tried and admits.room(count, most) and members[number].health.in_rotation(now_s)
-        }
+            self._end(passage, "gateway_full" if self.rotation.of_pool(pool) else "no_replica")
 
     def _forward(self, passage: Passage, pool: Pool, choosable: Mapping[int, int]) -> None:
         """Sends the request to the replica that the policy names."""
@@ -222,12 +191,12 @@ class Gateway:
         now_s = self._env.now
         number = pool.balancer.choose(passage.key, choosable, now_s, ticket_of(self._seed, passage.request))
         pool.balancer.sent(number, now_s)
-        member = self.members[number]
+        member = self.rotation.members[number]
         passage.replica, passage.sent_s = number, now_s
         passage.tried = (*passage.tried, number)
         arrives_s = member.host.arrival_s(member.sent, now_s)
         member.sent += 1
-        self._count(number, +1)
+        self.rotation.count(number, +1)
         line, request = member.line, passage.request
         at(self._env, arrives_s, lambda: line.reach(request, deadline_s, member.outstanding))
 
@@ -269,30 +238,19 @@ class Gateway:
         """The event loop has read it, unless nobody waits for it any more: try again, or tell the client."""
         if passage.over or passage.replica != number:
             return
-        self.release(passage, ok=not reason)
-        self.note_health(number, not speaks_against(reason))
-        pool, again = self.pools[passage.arm], bool(reason) and self._may_be_repeated(passage, reason, sent)
-        choosable = self.choosable(pool, passage.tried) if again else {}
+        rotation = self.rotation
+        rotation.release(number, passage.sent_s, ok=not reason)
+        rotation.note_health(number, not speaks_against(reason))
+        pool, again = rotation.pools[passage.arm], bool(reason) and self._may_be_repeated(passage, reason, sent)
+        choosable = rotation.choosable(pool, passage.tried) if again else {}
         if choosable and self._budget.may_retry(self._env.now):
             self._forward(passage, pool, choosable)
         else:
             self._end(passage, "upstream_lost" if reason == "connection" else reason)
-        self.go_if_done(number)
-
-    def release(self, passage: Passage, ok: bool) -> None:
-        """The request is not at its replica any more."""
-        now_s = self._env.now
-        self._count(passage.replica, -1)
-        balancer = self.pools[self.members[passage.replica].arm].balancer
-        balancer.done(passage.replica, now_s - passage.sent_s, ok, now_s)
+        rotation.go_if_done(number)
 
     def _may_be_repeated(self, passage: Passage, reason: str, sent: bool) -> bool:
         return len(passage.tried) <= self._config.retries_max and safe_to_retry(reason, sent)
-
-    def note_health(self, number: int, ok: bool) -> None:
-        member, now_s = self.members[number], self._env.now
-        member.health = member.health.after_request(ok, now_s)
-        self._ejections_until_s = max(self._ejections_until_s, member.health.ejected_until_s)
 
     def _end(self, passage: Passage, reason: str) -> None:
         self.in_flight -= 1
@@ -312,28 +270,6 @@ class Gateway:
         if self._cached is not None:
             self._cached.over(passage)
 
-    def _count(self, number: int, change: int) -> None:
-        """Keeps the outstanding of a replica, one that is leaving too."""
-        member = self.members[number]
-        member.count(change, self._env.now)
-        if member.gone is None:
-            self.pools[member.arm].open[number] = member.outstanding
-        if admits.room(member.outstanding, self._config.connections_per_replica):
-            self._full.discard(number)
-        else:
-            self._full.add(number)
-
-    def go_if_done(self, number: int) -> None:
-        """A replica that is leaving is gone when it has nothing outstanding."""
-        member = self.members.get(number)
-        if member is not None and member.gone is not None and not member.outstanding:
-            member.replica.close()
-            member.left_s = self._env.now
-            self.left.append((number, self.members.pop(number)))
-            self._unready.discard(number)
-            self.pools[member.arm].balancer.forget(number)
-            member.gone.succeed()
-
     def _give_up(self, passage: Passage) -> None:
         """Nobody waits for this request any more: its client has gone, or the gateway has waited long enough.
 
@@ -341,9 +277,9 @@ class Gateway:
         """
         number, left = passage.replica, self._env.now >= passage.leaves_s
         if number >= 0:
-            self.release(passage, ok=False)
+            self.rotation.release(number, passage.sent_s, ok=False)
             if not left:
-                self.note_health(number, ok=False)
+                self.rotation.note_health(number, ok=False)
         if not left:
             self._end(passage, "upstream_timeout")
         else:
@@ -352,4 +288,4 @@ class Gateway:
             if self._cached is not None:
                 self._cached.over(passage)
         if number >= 0:
-            self.go_if_done(number)
+            self.rotation.go_if_done(number)

@@ -17,8 +17,9 @@ from pathlib import Path
 import stages
 from simulator.estimate import Estimate
 from stages.calibration import Calibration
+from stages.demand import TraceRate
 from stages.prices import prices
-from stages.spec import Stage, TraceRate
+from stages.spec import Stage
 
 _FORMAT = 1  # of the files
 

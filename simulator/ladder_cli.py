@@ -119,6 +119,8 @@ def document(found: Ladder, bought: list[Against], assumed: Assumptions) -> dict
                 "gpu": each.bought.gpu,
                 "usd": each.bought.usd,
                 "source": each.bought.source,
+                "watts": each.bought.watts,
+                "watts_source": each.bought.watts_source,
                 "owned_usd_per_hour": each.owned_usd_per_hour,
                 "cheapest": asdict(each.cheapest),
                 "ratio": each.ratio,
@@ -219,7 +221,7 @@ def bought_in_words(bought: list[Against], assumed: Assumptions) -> Iterator[str
             f"Bought {each.bought.gpu} for {each.bought.usd:,.0f} US dollars ({each.bought.source}): "
             f"{each.owned_usd_per_hour:.2f} an hour of use against {each.cheapest.usd_per_gpu_hour:.2f} rented "
             f"({each.cheapest.machine}): {each.ratio:.1f} times cheaper{most}; {verdict} {CLAIM:g} times. It costs as "
-            f"much as the cheapest rent {when}."
+            f"much as the cheapest rent {when}. At most {each.bought.watts:g} W ({each.bought.watts_source})."
         )
     yield f"Owning: {assumed.in_words}. Prices of other GPUs are for you to give: --buy T4=700."
 

@@ -2,18 +2,19 @@
 
     backlog ─▶ Broker ◀── Workers ◀── machines: cold start, works, is taken away, another one
                                         └─ by a stream of its own, "interruptions", a source a machine
+                             Worked ─▶ stages/bill.py: workers, and what stands beside them
 
 Twin: loadtests/night.py, which has the running stack do it. A machine that is taken away ends without notice, as
 by kill -9: its jobs wait for the end of their leases. Not modelled: the notice that clouds give, machines that cannot
-be had, and the time that putting the backlog takes.
+be had, and the time that putting the backlog takes. Workers that come by an autoscaler are in night_scaled.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import inf, isfinite
+from typing import NamedTuple
 
 import numpy as np
 from simpy import Environment, Event
@@ -22,9 +23,9 @@ from simulator.broker import Broker, NewJob
 from simulator.clock import At
 from simulator.device import Device, open_device
 from simulator.worker import Worker
+from stages.bill import Bill, Item, bill_of_work, mean_items
 from stages.calibration import Calibration, HostCosts
-from stages.cost import usd_per_hour
-from stages.night import Night, spot_usd_per_hour
+from stages.night import Night, contracted
 from stages.spec import Stage, of_replica
 from stages.streams import stream
 
@@ -35,16 +36,36 @@ LIMIT_S = 7 * 86_400.0
 REPLICATIONS = 19
 
 
+class Machine(NamedTuple):
+    """One machine of a night, paid from `ordered_s` until `ended_s`; `ready_s`: its worker was there, if ever."""
+
+    worker: int
+    ordered_s: float
+    ready_s: float | None
+    ended_s: float
+
+
 @dataclass(frozen=True)
 class Worked:
     """One night. `done_s` is infinite for one that is not done within LIMIT_S."""
 
     done_s: float
-    paid_s: tuple[float, ...]  # of each worker's machines, one after the other
+    machines: tuple[Machine, ...]  # of each worker one after the other
     stored: int
     dead: int
     interruptions: int
     finished_s: tuple[float, ...] = ()  # of each job that was stored, rising; where it was asked for
+    wanted: tuple[tuple[float, int], ...] = ()  # how many workers an autoscaler wanted from when on; where there is one
+
+    @property
+    def machine_s(self) -> float:
+        """Seconds for which the workers' machines were paid, cold starts and idle ones included."""
+        return sum(machine.ended_s - machine.ordered_s for machine in self.machines)
+
+    @property
+    def over_s(self) -> float:
+        """When the last machine was given back, and nothing was paid any more."""
+        return max((machine.ended_s for machine in self.machines), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """The nights with so many workers under one kind of contract. None: there is no deadline, or no price."""
+    """The nights with so many workers under one kind of contract. None: there is no deadline, or no price.
+
+    `usd` is of every component, each a line of `bill`: its seconds and dollars in the mean of the nights.
+    """
 
     workers: int
     pricing: str  # "on-demand" or "spot"
@@ -66,6 +90,7 @@ class Row:
     done_s: Spread
     in_time_share: float | None
     usd: Spread | None
+    bill: tuple[Item, ...]
     interruptions: float
     dead: float
 
@@ -129,8 +154,8 @@ class _Crew:
         self._done = self._env.event()
         self._interruptions = 0
         self._keep_times, self._finished_s = keep_times, list[float]()
-        self._paid_s: dict[int, float] = {}  # for machines that are gone
-        self._since_s: dict[int, float] = {}  # when the machine that is there was started
+        self._gone: list[Machine] = []
+        self._there: dict[int, Machine] = {}  # by worker; not given back yet
 
     def work(self, workers: int) -> Worked:
         """Works until everything is done or dead."""
@@ -139,24 +164,26 @@ class _Crew:
             env.process(self._machines(number))
         env.run(env.any_of([self._done, At(env, LIMIT_S)]))
         done_s = env.now if self._done.triggered else inf
-        paid_s = tuple(
-            self._paid_s.get(number, 0.0) + env.now - self._since_s.get(number, env.now) for number in range(workers)
-        )
+        machines = [*self._gone, *(machine._replace(ended_s=env.now) for machine in self._there.values())]
         stored, dead = len(self._stored), len(self._broker.dead())
-        return Worked(done_s, paid_s, stored, dead, self._interruptions, tuple(self._finished_s))
+        return Worked(done_s, _in_order(machines), stored, dead, self._interruptions, tuple(self._finished_s))
 
     def _machines(self, number: int) -> Generator[Event, None, None]:
         """One machine after the other for worker `number`: each is replaced at once when it is taken away."""
         env, ends = self._env, lives_s(self._seed, number, self._interruptions_per_hour)
         device = open_device(of_replica(self._stage, number), self._calibration, seed=self._seed, number=number)
         while not self._done.triggered and env.now < LIMIT_S:
-            started_s = self._since_s[number] = env.now
+            started_s = env.now
+            self._there[number] = Machine(number, started_s, None, started_s)
             ends_s = started_s + next(ends)
             yield from self._until(min(ends_s, started_s + self._cold_start_s, LIMIT_S))
-            worker = self._begin(number, device) if env.now < min(ends_s, LIMIT_S) else None
+            worker = None
+            if env.now < min(ends_s, LIMIT_S) and not self._done.triggered:
+                worker = self._begin(number, device)
+                self._there[number] = self._there[number]._replace(ready_s=env.now)
             if not self._done.triggered:
                 yield from self._until(min(ends_s, LIMIT_S))
-            self._paid_s[number] = self._paid_s.get(number, 0.0) + env.now - self._since_s.pop(number)
+            self._gone.append(self._there.pop(number)._replace(ended_s=env.now))
             if worker is not None:
                 worker.kill()
             if not self._done.triggered and env.now < LIMIT_S:
@@ -194,10 +221,9 @@ class _Crew:
 
 
 def _row(stage: Stage, night: Night, workers: int, calibration: Calibration | None, seed: int, spot: bool) -> Row:
-    cost, rate = stage.cost, night.interruptions_per_hour if spot else 0.0
-    price: Callable[[int], float] | None = None
-    if cost is not None:
-        price = partial(spot_usd_per_hour if spot else usd_per_hour, cost)
+    rate = night.interruptions_per_hour if spot else 0.0
+    if stage.cost is not None:
+        contracted(stage.cost, spot)  # what has no price is said before anything is worked off
     elif spot:
         raise ValueError(
             "cost: is required for --spot, got none. Nothing says what a machine costs. "
@@ -205,13 +231,15 @@ def _row(stage: Stage, night: Night, workers: int, calibration: Calibration | No
         )
     worked = list(_worked(stage, night.backlog, workers, calibration, seed, rate))
     in_time = None if night.deadline_s is None else float(np.mean([each.done_s <= night.deadline_s for each in worked]))
+    bills = [found for each in worked if (found := bill_of(stage, each, spot)) is not None]
     return Row(
         workers,
         "spot" if spot else "on-demand",
         len(worked),
         _spread([each.done_s for each in worked]),
         in_time,
-        None if price is None else _spread([usd_of(each, price) for each in worked]),
+        _spread([each.usd for each in bills]) if bills else None,
+        mean_items(bills),
         float(np.mean([each.interruptions for each in worked])),
         float(np.mean([each.dead for each in worked])),
     )
@@ -237,9 +265,16 @@ def lives_s(seed: int, number: int, interruptions_per_hour: float) -> Iterator[f
         yield float(draws.exponential(3600.0 / interruptions_per_hour)) if interruptions_per_hour else inf
 
 
-def usd_of(worked: Worked, price: Callable[[int], float]) -> float:
-    """US dollars of a night whose worker `n` costs `price(n)` an hour."""
-    return sum(seconds / 3600.0 * price(number) for number, seconds in enumerate(worked.paid_s))
+def bill_of(stage: Stage, worked: Worked, spot: bool) -> Bill | None:
+    """What a night cost with its workers on spot machines, or on demand; None for a stage without [cost].
+
+    Every component is paid: workers from the order of their machines on, and what stands beside them (jobs API, Redis
+    server) until the last of them goes. Raises ValueError where a machine has no price of that kind.
+    """
+    if stage.cost is None:
+        return None
+    lives = [(machine.worker, machine.ordered_s, machine.ended_s) for machine in worked.machines]
+    return bill_of_work(stage, contracted(stage.cost, spot), lives, worked.over_s, worked.stored)
 
 
 def _spread(values: list[float]) -> Spread:
@@ -250,3 +285,7 @@ def cheapest(rows: list[Row]) -> Row | None:
     """The cheapest of those that were done in time in every night and lost nothing; None where there is none."""
     good = [row for row in rows if row.in_time_share == 1.0 and not row.dead and row.usd and isfinite(row.usd.mean)]
     return min(good, key=lambda row: row.usd.mean if row.usd else inf, default=None)
+
+
+def _in_order(machines: Sequence[Machine]) -> tuple[Machine, ...]:
+    return tuple(sorted(machines, key=lambda machine: (machine.worker, machine.ordered_s)))

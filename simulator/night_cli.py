@@ -8,6 +8,7 @@ No twin: `rung jobs run` does the work. Not told here: how the work goes on over
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from stages.night import Night, seconds_of, workers_of
 from stages.terminal import Exit, err, fail, out, print_json
 
 if TYPE_CHECKING:
-    from simulator.night import Row, Spread
+    from simulator.night import Row
+    from stages.bill import Item
     from stages.calibration import Calibration
     from stages.spec import Stage
 
@@ -45,7 +47,7 @@ def night_of(
         )
     if beside:
         fail(
-            "--backlog: stands in for traffic, got --rate, --duration or --out beside it. Nothing would read them. "
+            "--backlog: stands in for traffic, got --rate, --duration, --out or --beside with it. Nothing reads them. "
             "Leave them out.",
             Exit.MISUSED,
         )
@@ -95,7 +97,19 @@ def tell(stage: Stage, night: Night, calibration: Calibration | None, seed: int 
         _print(stage, night, rows, best, calibration is not None)
 
 
+def bill_in_words(items: Sequence[Item]) -> str:
+    """What dollars are of, in a line: every component that is paid, with its machine; "" where nothing is."""
+    kinds: dict[str, list[str]] = {}
+    for item in items:
+        if not math.isnan(item.usd):
+            kinds.setdefault(item.machine, []).append(item.component)
+    parts = [f"{' and '.join(dict.fromkeys(of))}: {machine}" for machine, of in kinds.items()]
+    return f"Dollars are of {'; '.join(parts)}. Cold starts and all that idles are in them." if parts else ""
+
+
 def _notes(stage: Stage, night: Night, rows: list[Row], calibrated: bool) -> list[str]:
+    from stages.bill import caveats
+
     notes = [] if calibrated else ["No calibration: the host is taken to need no time at all. Give --calibration."]
     if night.spot:
         notes.append(
@@ -104,12 +118,12 @@ def _notes(stage: Stage, night: Night, rows: list[Row], calibrated: bool) -> lis
         )
     if any(row.nights > 1 for row in rows):
         count = max(row.nights for row in rows)
-        chance = (count - 1) / (count + 1)
         notes.append(
-            f"Lowest and highest of {count} nights: another one falls between them with probability {chance:.2f}."
+            f"Latest and most are the worst of {count} nights: another is worse with probability {1 / (count + 1):.2f}."
         )
     if any(row.dead for row in rows):
         notes.append("Some jobs ended as dead letters: their workers were taken away queue.attempts_max times.")
+    notes += caveats(stage, taken_away=True)
     if stage.cost is None:
         notes.append("Without [cost] there are no dollars. Use --set cost.machine=aws/g4dn.xlarge.")
     return notes
@@ -121,25 +135,15 @@ def _print(stage: Stage, night: Night, rows: list[Row], best: Row | None, calibr
 
     deadline = "" if night.deadline_s is None else f", due in {_time(night.deadline_s)}"
     out.print(f"[bold]{stage.name}[/bold]: {night.backlog:,} jobs{deadline}")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("workers", "pricing", "done after", "lowest, highest", "in time", "dollars", "lowest, highest"):
-        table.add_column(name, justify="left" if name == "pricing" else "right")
-    for column in ("taken away", "dead"):
-        table.add_column(column, justify="right")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = [(name, cell) for name, has, cell in _columns(night, rows) if has]
+    for name, _ in shown:
+        table.add_column(name, justify="left" if name == "pricing" else "right", no_wrap=True)
     for row in rows:
-        done, usd = row.done_s, row.usd
-        table.add_row(
-            str(row.workers),
-            row.pricing,
-            _time(done.mean),
-            f"{_time(done.lowest)}, {_time(done.highest)}" if row.nights > 1 else "-",
-            "-" if row.in_time_share is None else f"{100 * row.in_time_share:.0f} %",
-            "-" if usd is None else f"{usd.mean:.3f}",
-            _dollars(usd) if usd is not None and row.nights > 1 else "-",
-            f"{row.interruptions:.1f}",
-            f"{row.dead:.1f}",
-        )
+        table.add_row(*(cell(row) for _, cell in shown))
     out.print(table)
+    if told := bill_in_words([item for row in rows[-2 if night.spot else -1 :] for item in row.bill]):
+        out.print(told, markup=False, highlight=False)
     if best is not None and best.usd is not None:
         out.print(
             f"The cheapest that was in time every night: {best.workers} x {best.pricing}, {best.usd.mean:.3f} dollars."
@@ -150,8 +154,21 @@ def _print(stage: Stage, night: Night, rows: list[Row], best: Row | None, calibr
         out.print(f"[yellow]![/yellow] {note}")
 
 
-def _dollars(usd: Spread) -> str:
-    return f"{usd.lowest:.3f}, {usd.highest:.3f}"
+def _columns(night: Night, rows: list[Row]) -> list[tuple[str, bool, Callable[[Row], str]]]:
+    """Heading, whether there is anything to tell under it, and what."""
+    several = any(row.nights > 1 for row in rows)
+    paid = any(row.usd is not None for row in rows)
+    return [
+        ("workers", True, lambda row: str(row.workers)),
+        ("pricing", True, lambda row: row.pricing),
+        ("done after", True, lambda row: _time(row.done_s.mean)),
+        ("latest", several, lambda row: _time(row.done_s.highest) if row.nights > 1 else "-"),
+        ("in time", night.deadline_s is not None, lambda row: f"{100 * (row.in_time_share or 0.0):.0f} %"),
+        ("dollars", paid, lambda row: "-" if row.usd is None else f"{row.usd.mean:.3f}"),
+        ("most", paid and several, lambda row: f"{row.usd.highest:.3f}" if row.usd and row.nights > 1 else "-"),
+        ("gone", night.spot, lambda row: f"{row.interruptions:.1f}"),
+        ("dead", any(row.dead for row in rows), lambda row: f"{row.dead:.1f}"),
+    ]
 
 
 def _time(seconds: float) -> str:

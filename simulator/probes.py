@@ -1,7 +1,7 @@
 """A simulated gateway's questions to its replicas: are you there?
 
     every probe_interval_s ─▶ line sound: yes, at once │ refusing: no, at once │ held, silent: no, at the timeout
-                                                       └──▶ Gateway.probed
+                                                       └──▶ Rotation.probed
 
 No twin of its own: reference_apps/rotation.py asks for the running gateway. Not modelled: what a probe costs, and how
 long an answer takes that comes in time.
@@ -31,7 +31,7 @@ def keep_probing(
         ok = yield from _asked(env, member.line, config.probe_timeout_s)
         if gateway.members.get(number) is not member:
             return
-        gateway.probed(number, ok)
+        gateway.rotation.probed(number, ok)
         due_s = max(due_s + config.probe_interval_s, env.now)
 
 

@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import inf
+from typing import Protocol
 
 from simpy import Environment
 
 from simulator.broker import Broker, Job, NewJob, QueueFullError
-from simulator.clock import At
+from simulator.cold_starts import ColdStarts
 from simulator.device import Device
 from simulator.event_loop import EventLoop, at
 from simulator.host import Hop, Host, less
@@ -164,21 +165,30 @@ class Jobs:
         self._answer(passage, self._waited_for)
 
 
+class Crew(Protocol):
+    """Workers of one queue, and how one more joins them."""
+
+    broker: Broker
+    workers: dict[int, Worker]
+
+    def join(self, number: int, device: Device, started_s: float | None = None) -> Worker:
+        """A worker on that device works from now on; it was started at `started_s`."""
+        ...
+
+
 class QueueFleet:
     """The workers of a queue for an autoscaler; new ones are numbered from `first` on, with devices of their own."""
 
     def __init__(
         self,
         env: Environment,
-        jobs: Jobs,
+        jobs: Crew,
         open_device: Callable[[int], Device],
         first: int,
         over: Callable[[], bool] = lambda: False,  # says that the traffic is over: nobody joins any more
     ) -> None:
-        self._env, self._jobs, self._open_device, self._over = env, jobs, open_device, over
-        self._next = first
-        self._starting: dict[int, tuple[float, Device]] = {}  # number → (started_s, device)
-        self._cancelled: list[Life] = []
+        self._env, self._jobs = env, jobs
+        self._cold_starts = ColdStarts(env, open_device, jobs.join, first, over)
 
     def sample(self) -> Sample:
         """What a scrape finds now."""
@@ -195,32 +205,17 @@ class QueueFleet:
 
     def starting(self) -> list[int]:
         """Those in their cold start."""
-        return list(self._starting)
+        return self._cold_starts.numbers()
 
     def start(self, cold_start_s: float) -> None:
         """One more, which works in `cold_start_s` seconds."""
-        number, now_s = self._next, self._env.now
-        self._next += 1
-        self._starting[number] = now_s, self._open_device(number)
-        At(self._env, now_s + cold_start_s).add_callback(lambda _: self._join(number))
+        self._cold_starts.start(cold_start_s)
 
     def drain(self, number: int) -> None:
         """Lets it go when it has done what it has; at once where it has not worked yet."""
-        if number in self._starting:
-            started_s, device = self._starting.pop(number)
-            self._cancelled.append(Life.that_never_served(number, device.label, started_s, self._env.now))
-        else:
+        if not self._cold_starts.cancel(number):
             self._jobs.workers[number].drain()
 
     def never_served(self) -> list[Life]:
         """Those that were stopped in their cold start, and those that are in it still."""
-        starting = [
-            Life.that_never_served(number, device.label, started_s, None)
-            for number, (started_s, device) in self._starting.items()
-        ]
-        return [*self._cancelled, *starting]
-
-    def _join(self, number: int) -> None:
-        if number in self._starting and not self._over():
-            started_s, device = self._starting.pop(number)
-            self._jobs.join(number, device, started_s)
+        return self._cold_starts.never_served()

@@ -30,6 +30,7 @@ from simulator.host import Host
 from simulator.outcomes import ReplicaLog, fleet_records, to_records
 from simulator.queued import Jobs, QueueFleet
 from simulator.replica import Replica
+from simulator.users import Users
 from stages import traffic
 from stages.arms import replicas_of
 from stages.calibration import Calibration, HostCosts
@@ -221,80 +222,6 @@ def _window_s(stage: Stage, schedule: traffic.Schedule | None) -> float:
     return stage.traffic.duration_s if schedule is None else schedule.duration_s
 
 
-class Users:
-    """A closed loop: each user thinks, sends, waits for the reply or gives up, and thinks again while traffic lasts."""
-
-    def __init__(self, stage: Stage, env: Environment, seed: int) -> None:
-        self._traffic, self._env, self._seed = stage.traffic, env, seed
-        self._scheduled_s: list[float] = []
-        self.listed: list[int] = []  # what each request was for, in the order of sending
-        self.senders: list[int] = []  # who sent each
-        self._arrived_s: list[float] = []
-        self._waiting: dict[int, Event] = {}  # request → the user who waits for it
-
-    def begin(self, arrival_s: Callable[[int, float], float], submit: Callable[[int, int], object]) -> None:
-        """Sends the users off: `arrival_s(request, sent_s)` says when a request is there, `submit(request, item)`
-        has it come."""
-        self._arrival_s, self._submit = arrival_s, submit
-        for user in range(self._traffic.closed_users):
-            self._env.process(self._user(user))
-
-    @property
-    def scheduled_s(self) -> Floats:
-        """When each request was sent, in that order."""
-        return np.array(self._scheduled_s, dtype=np.float64)
-
-    @property
-    def items(self) -> np.ndarray:
-        """What each was for."""
-        return np.array(self.listed, dtype=np.int64)
-
-    @property
-    def arrived_s(self) -> Floats:
-        """When each was there."""
-        return np.array(self._arrived_s, dtype=np.float64)
-
-    def leaves_s(self, number: int) -> float:
-        """When the user who sent it gives up."""
-        return self._scheduled_s[number] + self._traffic.timeout_s
-
-    def settled(self, number: int, replied_s: float, reason: str) -> None:
-        """The reply to a request will be back at `replied_s`, whatever it says."""
-        del reason
-        self._at(replied_s, lambda: self._back(number))
-
-    def _user(self, user: int) -> Generator[Event, None, None]:
-        env = self._env
-        for think_s, item in traffic.user_draws(self._traffic, user, seed=self._seed):
-            send_s = env.now + think_s
-            if send_s >= self._traffic.duration_s:
-                return
-            yield At(env, send_s)
-            yield self._sent(user, item)
-
-    def _sent(self, user: int, item: int) -> Event:
-        """Sends a request now; the event is the user's return to thinking."""
-        env, number = self._env, len(self._scheduled_s)
-        arrived_s = self._arrival_s(number, env.now)
-        self._scheduled_s.append(env.now)
-        self.listed.append(item)
-        self.senders.append(user)
-        self._arrived_s.append(arrived_s)
-        self._waiting[number] = back = env.event()
-        self._at(arrived_s, lambda: self._submit(number, item))
-        self._at(self.leaves_s(number), lambda: self._back(number))
-        return back
-
-    def _back(self, number: int) -> None:
-        """The reply, or the end of the user's patience: the first of the two counts."""
-        back = self._waiting.pop(number, None)
-        if back is not None:
-            back.succeed()
-
-    def _at(self, time_s: float, call: Callable[[], object]) -> None:
-        At(self._env, time_s).add_callback(lambda _: call())
-
-
 def capacity_rps(stage: Stage, calibration: Calibration | None = None) -> float:
     """The most requests per second that the replicas compute together, and no more than the gateway's loop passes on.
 
@@ -346,8 +273,11 @@ def beyond_calibration(stage: Stage, calibration: Calibration) -> list[str]:
         notes.append(f"Calibrated with the model {calibration.model}, not with {model}.")
     if stage.queue is not None and stage.model.known.crash_share:
         notes.append("The inputs that this version crashes on are left out: the predicted workers never fail.")
-    if stage.gateway is not None and calibration.gateway is None:
-        notes.append("Calibrated without a gateway: the time that it takes itself is left out.")
+    door = "gateway" if stage.gateway is not None else "jobs API" if stage.queue is not None else None
+    if door is not None and calibration.gateway is None:
+        notes.append(f"Calibrated without a {door}: the time that it takes itself is left out.")
+    elif door is not None and calibration.gateway is not None and calibration.gateway.of != door:
+        notes.append(f"Calibrated through a {calibration.gateway.of}: the time that a {door} takes may differ.")
     elif stage.cache is not None and calibration.gateway is not None and calibration.gateway.hit_busy_s is None:
         notes.append("Calibrated without a cache: a kept answer is taken to cost the gateway half of a computed one.")
     rate_rps, low_rps = mean_rate_rps(stage.traffic), calibration.low_load_rate_rps

@@ -74,8 +74,8 @@ class Shadow:
     def _send(self, copy: Passage) -> None:
         gateway = self._gateway
         assert gateway.stage.gateway is not None
-        pool, timeout_s = gateway.pools[ARM], gateway.stage.gateway.upstream_timeout_s
-        choosable = gateway.choosable(pool, ())
+        pool, timeout_s = gateway.rotation.pools[ARM], gateway.stage.gateway.upstream_timeout_s
+        choosable = gateway.rotation.choosable(pool, ())
         if not choosable:
             self._end(copy, "no_replica")
             return
@@ -91,8 +91,8 @@ class Shadow:
         self.outstanding -= 1
         self._copies.pop(copy.request, None)
         if copy.replica >= 0:
-            gateway.release(copy, ok=not reason)
-            gateway.note_health(copy.replica, not speaks_against(reason))
-            gateway.go_if_done(copy.replica)
+            gateway.rotation.release(copy.replica, copy.sent_s, ok=not reason)
+            gateway.rotation.note_health(copy.replica, not speaks_against(reason))
+            gateway.rotation.go_if_done(copy.replica)
         assert gateway.splitter is not None
         gateway.splitter.ended(copy, ARM, reason)

@@ -51,6 +51,7 @@ class Splitter:
         known: dict[str, float | None] = {arm: model_of(stage, arm).known.accuracy for arm in ARMS}
         self._accuracy = {arm: share for arm, share in known.items() if share is not None}
         self._counts: dict[str, list[int]] = {arm: [0, 0] for arm in ARMS}  # right, labelled
+        self._trial = 0  # how often it began anew
         self._gives = np.empty(0, dtype=np.bool_)
 
     def arm_of(self, passage: Passage) -> Arm:
@@ -63,7 +64,10 @@ class Splitter:
 
     def want(self, wanted: Wanted) -> None:
         """From now on the challenger has that share; one that was stopped begins again."""
-        self.experiment.want(wanted, bool(self.experiment.wanted.stopped))
+        if begins_again := bool(self.experiment.wanted.stopped):
+            self._trial += 1
+            self._counts = {arm: [0, 0] for arm in ARMS}
+        self.experiment.want(wanted, begins_again)
         self.stopped = None
 
     def ended(self, passage: Passage, arm: str, reason: str) -> None:
@@ -75,9 +79,11 @@ class Splitter:
         if self._gives_label(passage.request):
             right = bucket(str(passage.key), f"right {self._seed}") < self._accuracy[arm]
             at_s = self._env.now + self._feedback.delay_s
-            At(self._env, at_s).add_callback(partial(self._labelled, arm, right))
+            At(self._env, at_s).add_callback(partial(self._labelled, self._trial, arm, right))
 
-    def _labelled(self, arm: str, right: bool, _: object) -> None:
+    def _labelled(self, trial: int, arm: str, right: bool, _: object) -> None:
+        if trial != self._trial:  # of what was answered before it began anew
+            return
         counts = self._counts[arm]
         counts[0] += right
         counts[1] += 1

@@ -29,17 +29,18 @@ from stages.terminal import (
 if TYPE_CHECKING:
     from simulator.estimate import Estimate, Interval
     from simulator.grid import Point
+    from simulator.sweep_table import Column
     from stages.calibration import Calibration
     from stages.spec import Stage
 
 app = typer.Typer()
 
-_SHOWN = {  # metric → (heading, factor, with its interval)
-    "latency_s_p95": ("p95, ms", 1000.0, True),
-    "slo_share": ("in SLO, %", 100.0, True),
-    "utilisation": ("busy, %", 100.0, False),
-    "cost_usd_per_hour": ("dollars/h", 1.0, False),
-    "cost_usd_per_1000": ("dollars per 1,000", 1.0, True),
+_SHOWN = {  # metric → (heading, factor, with its interval, how well a narrow terminal does without it)
+    "latency_s_p95": ("p95, ms", 1000.0, True, 0),
+    "slo_share": ("in SLO, %", 100.0, True, 1),
+    "utilisation": ("busy, %", 100.0, False, 3),
+    "cost_usd_per_hour": ("USD/h", 1.0, False, 2),
+    "cost_usd_per_1000": ("USD/1,000", 1.0, True, 0),
 }
 
 
@@ -223,20 +224,23 @@ def _print(result: dict[str, Any], points: list[Point], estimates: list[Estimate
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from simulator.sweep_table import text_of
+    from simulator.sweep_table import fitting
 
-    shown = {name: how for name, how in _SHOWN.items() if any(not math.isnan(e[name].mean) for e in estimates)}
+    columns, left_out = fitting(_columns(result, points, estimates), out.width)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in (*_short(list(points[0].changes)), *(heading for heading, _, _ in shown.values())):
-        table.add_column(heading, justify="right", overflow="fold")
-    table.add_column("SLO", overflow="fold")
-    for point, estimate, told in zip(points, estimates, result["points"], strict=True):
-        cells = [_figure(estimate[name], factor, bounds) for name, (_, factor, bounds) in shown.items()]
-        table.add_row(*map(text_of, point.changes.values()), *cells, told["slo"] + ("*" if point.overloaded else ""))
+    for column in columns:
+        table.add_column(column.heading, justify="left" if column.heading == "SLO" else "right", overflow="fold")
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*cells)
     out.print(
         f"[bold]{result['stage']}[/bold], predicted; ± is a 95 % interval of {result['replications']} runs a point"
     )
     out.print(table, soft_wrap=False)
+    if left_out:
+        out.print(
+            f"Left out on lines of {out.width} characters: {'; '.join(left_out)}. They are in sweep.parquet.",
+            highlight=False,
+        )
     _print_best(result, points, estimates)
     for note in result["notes"]:
         out.print(f"[yellow]![/yellow] {note}")
@@ -248,6 +252,26 @@ def _print(result: dict[str, Any], points: list[Point], estimates: list[Estimate
         highlight=False,
     )
     out.print(f"{', '.join(result['files'])} are in {result['out']}", highlight=False)
+
+
+def _columns(result: dict[str, Any], points: list[Point], estimates: list[Estimate]) -> list[Column]:
+    """The table's columns: what was varied, what came of it, and whether the promise is kept."""
+    from simulator.sweep_table import Column, text_of
+
+    axes = _short(list(points[0].changes))
+    varied = [
+        Column(name, [text_of(list(point.changes.values())[number]) for point in points])
+        for number, name in enumerate(axes)
+    ]
+    found = [
+        Column(heading, [_figure(estimate[name], factor, bounds) for estimate in estimates], spare)
+        for name, (heading, factor, bounds, spare) in _SHOWN.items()
+        if any(not math.isnan(estimate[name].mean) for estimate in estimates)
+    ]
+    verdicts = [
+        told["slo"] + ("*" if point.overloaded else "") for told, point in zip(result["points"], points, strict=True)
+    ]
+    return [*varied, *found, Column("SLO", verdicts)]
 
 
 def _short(keys: list[str]) -> list[str]:

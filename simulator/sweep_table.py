@@ -2,6 +2,7 @@
 
     points, estimates ──▶ frame: axes, metric, metric_low, metric_high … ──▶ Parquet, plots
                      └──▶ verdict: met, missed, or either ──▶ cheapest, and those that may be as cheap
+    columns of text ──▶ fitting: those that a terminal is wide enough for
 
 No twin.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import polars as pl
@@ -72,3 +74,29 @@ def _like(one: Estimate, best: Estimate) -> bool:
 def text_of(value: Any) -> str:
     """A value of an axis as a person writes it."""
     return value if isinstance(value, str) else shown(value) if not isinstance(value, list) else str(value)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the printed table. `spare`: 0 is always shown; of the others the smallest comes in first."""
+
+    heading: str
+    cells: list[str]
+    spare: int = 0
+
+
+def fitting(columns: Sequence[Column], width: int) -> tuple[list[Column], list[str]]:
+    """Those that lines of `width` characters hold, and the headings of the others: what can be spared least comes in
+    first."""
+    kept = [column for column in columns if not column.spare]
+    for column in sorted((each for each in columns if each.spare), key=lambda each: each.spare):
+        with_it = [each for each in columns if each in kept or each is column]
+        if _characters(with_it) <= width:
+            kept = with_it
+    return kept, [column.heading for column in columns if column not in kept]
+
+
+def _characters(columns: Sequence[Column]) -> int:
+    """How wide a table is: its columns, three characters between two of them, and one at each end."""
+    widest = [max(len(text) for text in (column.heading, *column.cells)) for column in columns]
+    return sum(widest) + 3 * (len(widest) - 1) + 2

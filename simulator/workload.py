@@ -22,8 +22,8 @@ import numpy as np
 
 from simulator.draws import Floats
 from stages import traces
+from stages.demand import TraceRate, Traffic
 from stages.problems import Problem, StageError, shown
-from stages.spec import TraceRate, Traffic
 from stages.traffic import rate_at_rps
 
 Shape = Literal["steady", "diurnal", "spiky", "trace"]

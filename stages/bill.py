@@ -1,8 +1,9 @@
-"""What a run costs: machine-seconds of every component, and dollars. A function of records of either world.
+"""What a run costs: machine-seconds of every component, and dollars. Functions of what either world tells.
 
     records.replicas: start, stop ──▶ machines, several replicas on one with several GPUs ─┐
     gateway, jobs API, Redis servers: the whole window ────────────────────────────────────┴─▶ Bill ─▶ dollars per
                                                                           good answers ────────┘      1,000 good answers
+    lives of a night's machines ──▶ bill_of_work, the same of work that nobody waits for
 
 A replica is paid from its start to its stop, its cold start and all that it idles included, within the window of the
 run. A machine with several GPUs is paid whole, from its first replica's start until its last one's stop. Not modelled:
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import polars as pl
 
-from stages.cost import Cost, host_usd_per_hour, hosts_described, machine_of, price_of, usd_per_hour
+from stages.arms import arm_of, arms_of, place_of, records_of
+from stages.cost import Cost, host_usd_per_hour, hosts_described, machine_of, paid_by, price_of, usd_per_hour
 from stages.records import Records
 from stages.spec import Stage
 
@@ -29,7 +32,7 @@ FIGURES = ("cost_usd", "cost_usd_per_hour", "cost_usd_per_1000")
 class Item:
     """One line of the bill: all machines of one kind. `usd` is NaN where nothing says what they cost."""
 
-    component: str  # "replica", "worker", "gateway", "jobs API", "cache", "broker"
+    component: str  # "replica", "champion", "challenger", "worker", "gateway", "jobs API", "cache", "broker"
     machine: str  # its name, or "a figure of the stage's own"
     machines_max: int  # as many as were ever paid at once
     machine_s: float
@@ -61,12 +64,19 @@ class Bill:
         return 1000.0 * self.usd / self.good if self.good else math.inf
 
 
-def bill(stage: Stage, records: Records) -> Bill | None:
-    """The bill of a run of the stage, measured or predicted; None for a stage without [cost]."""
+def bill(stage: Stage, records: Records, arm: str | None = None) -> Bill | None:
+    """The bill of a run of the stage, measured or predicted; None for a stage without [cost].
+
+    With `arm` that of one arm alone: its machines, and its good answers. What serves both arms is on neither's bill.
+    """
     cost, window_s = stage.cost, records.window_s
     if cost is None:
         return None
-    items = [*_replicas(stage, cost, records), *_hosts(stage, cost, window_s)]
+    if arm is not None:
+        records = records_of(records, stage, arm)
+    items = _replicas(stage, cost, records)
+    if arm is None:
+        items += _hosts(stage, cost, window_s)
     requests = records.requests
     good = requests.select(
         (
@@ -78,11 +88,65 @@ def bill(stage: Stage, records: Records) -> Bill | None:
     return Bill(tuple(items), int(good), window_s, caveats(stage))
 
 
-def figures(stage: Stage, records: Records) -> dict[str, float]:
-    """FIGURES by name; NaN for a stage without [cost]."""
-    found = bill(stage, records)
+def bill_of_work(
+    stage: Stage, cost: Cost, lives: Sequence[tuple[int, float, float]], window_s: float, done: int
+) -> Bill:
+    """The bill of work that nobody waits for: `done` results, of workers with these lives (number, start, stop), and
+    of all that stands beside them for `window_s` seconds. `cost` stands in for the stage's: of spot machines, say."""
+    items = [*_machines(stage, cost, lives), *_hosts(stage, cost, window_s)]
+    return Bill(tuple(items), done, window_s, caveats(stage, taken_away=True))
+
+
+def mean_items(bills: Sequence[Bill]) -> tuple[Item, ...]:
+    """The lines of several bills of the same stage in one: seconds and dollars are means, machines at once the most."""
+    lines: dict[tuple[str, str], Item] = {}
+    for each in bills:
+        for item in each.items:
+            seconds, usd = item.machine_s / len(bills), item.usd / len(bills)
+            before = lines.get((item.component, item.machine), replace(item, machines_max=0, machine_s=0.0, usd=0.0))
+            lines[item.component, item.machine] = replace(
+                before,
+                machines_max=max(before.machines_max, item.machines_max),
+                machine_s=before.machine_s + seconds,
+                usd=before.usd + usd,
+            )
+    return tuple(lines.values())
+
+
+def document(found: Bill | None) -> dict[str, Any] | None:
+    """A bill as `--json` prints it: plain values; None where there is none."""
+    if found is None:
+        return None
+    totals = {"cost_usd": found.usd, "cost_usd_per_hour": found.usd_per_hour, "cost_usd_per_1000": found.usd_per_1000}
+    return totals | {"good": found.good, "items": [asdict(item) for item in found.items], "notes": list(found.notes)}
+
+
+def in_words(found: Bill) -> str:
+    """A bill in a line: what the window cost, an hour of it, 1,000 good answers, and which machines are in it."""
+    per_1000 = f"{found.usd_per_1000:.3g} per 1,000 good answers" if found.good else "no good answer"
+    parts = [f"{item.component}: {item.machine}" for item in found.items if not math.isnan(item.usd)]
+    return (
+        f"Cost: {found.usd:.3g} US dollars in {found.window_s:g} s, {found.usd_per_hour:.3g} an hour, {per_1000} "
+        f"({'; '.join(parts)})."
+    )
+
+
+def figures(stage: Stage, records: Records, arm: str | None = None) -> dict[str, float]:
+    """FIGURES by name, with `arm` of that one alone; NaN for a stage without [cost]."""
+    found = bill(stage, records, arm)
     values = (math.nan,) * 3 if found is None else (found.usd, found.usd_per_hour, found.usd_per_1000)
     return dict(zip(FIGURES, values, strict=True))
+
+
+def replica_usd_per_hour(stage: Stage, number: int) -> float:
+    """US dollars an hour of one replica, on the machine of its arm; of one with several GPUs, its share.
+
+    Raises ValueError for a stage without [cost].
+    """
+    if stage.cost is None:
+        raise _without_cost()
+    challenger = arm_of(stage, number) == "challenger"
+    return usd_per_hour(paid_by(stage.cost, challenger), place_of(stage, number))
 
 
 def beside_usd_per_hour(stage: Stage) -> float:
@@ -97,16 +161,16 @@ def fleet_usd_per_hour(stage: Stage, replicas: int) -> float:
     """
     cost = stage.cost
     if cost is None:
-        raise ValueError(
-            "cost: must be there, got a stage without [cost]. Nothing says what it costs. "
-            'Add --set cost.machine="aws/g4dn.xlarge", or another one of `rung prices`.'
-        )
+        raise _without_cost()
     lives = [(number, 0.0, 3600.0) for number in range(replicas)]
     return beside_usd_per_hour(stage) + sum(item.usd for item in _machines(stage, cost, lives))
 
 
-def caveats(stage: Stage) -> tuple[str, ...]:
-    """What to know of every bill of the stage: a sentence each; none without [cost]."""
+def caveats(stage: Stage, taken_away: bool = False) -> tuple[str, ...]:
+    """What to know of every bill of the stage: a sentence each; none without [cost].
+
+    `taken_away`: that spot machines may be taken away is in it.
+    """
     cost = stage.cost
     if cost is None:
         return ()
@@ -117,7 +181,9 @@ def caveats(stage: Stage) -> tuple[str, ...]:
             f"Without the machine of {' and '.join(unpaid)}: nothing says what it costs. "
             "Give cost.host_machine, or cost.host_usd_per_hour."
         )
-    if cost.pricing == "spot" or any(name.endswith("-spot") for name in (cost.machine or "", *cost.machines)):
+    named = (cost.machine or "", cost.challenger_machine or "", *cost.machines)
+    spot = cost.pricing == "spot" or any(name.endswith("-spot") for name in named)
+    if spot and not taken_away:
         notes.append("Spot machines are taken to stay: what it costs when one is taken away is left out.")
     if stage.device.slowdown != 1.0:
         notes.append(
@@ -159,6 +225,13 @@ def packed(lives: Iterable[tuple[float, float]], gpus: int) -> list[tuple[float,
     return [(there[0][0], max(until_s for _, until_s in there)) for there in machines]
 
 
+def _without_cost() -> ValueError:
+    return ValueError(
+        "cost: must be there, got a stage without [cost]. Nothing says what it costs. "
+        'Add --set cost.machine="aws/g4dn.xlarge", or another one of `rung prices`.'
+    )
+
+
 def _replicas(stage: Stage, cost: Cost, records: Records) -> list[Item]:
     window_s = records.window_s
     lives = [
@@ -169,19 +242,22 @@ def _replicas(stage: Stage, cost: Cost, records: Records) -> list[Item]:
 
 
 def _machines(stage: Stage, cost: Cost, lives: Sequence[tuple[int, float, float]]) -> list[Item]:
-    """A line a kind of machine; `lives` has number, start and stop of each replica."""
-    kinds: dict[str | None, list[tuple[int, float, float]]] = {}
+    """A line a kind of machine; `lives` has number, start and stop of each replica. Two arms share no machine."""
+    kinds: dict[tuple[str, str | None], list[tuple[int, float, float]]] = {}
+    paid = {arm: paid_by(cost, arm == "challenger") for arm in arms_of(stage)}
     for life in lives:
-        kinds.setdefault(machine_of(cost, life[0]), []).append(life)
+        arm = arm_of(stage, life[0])
+        kinds.setdefault((arm, machine_of(paid[arm], place_of(stage, life[0]))), []).append(life)
     items = []
-    for own in kinds.values():
-        price = price_of(cost, own[0][0])
+    for (arm, _), own in kinds.items():
+        first = place_of(stage, own[0][0])
+        price = price_of(paid[arm], first)
         spans = packed(((start, stop) for _, start, stop in own), 1 if price is None else max(1, price.gpu_count))
         seconds = sum(stop - start for start, stop in spans)
-        hourly = usd_per_hour(cost, own[0][0]) if price is None else price.usd_per_hour
+        hourly = usd_per_hour(paid[arm], first) if price is None else price.usd_per_hour
         items.append(
             Item(
-                "worker" if stage.queue is not None else "replica",
+                arm or ("worker" if stage.queue is not None else "replica"),
                 "a figure of the stage's own" if price is None else f"{price.machine}, {price.pricing}, {price.region}",
                 _at_once(spans),
                 seconds,

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from stages import unread
 from stages.advice import amount
 from stages.cache import REDIS_POLICIES, Cache
+from stages.demand import Traffic
 from stages.fleet import Gateway
 from stages.problems import Problem, shown
-from stages.spec import Traffic
 
 _EXCHANGES_MAX = 50_000_000
 

@@ -7,8 +7,12 @@ wait of any run, and nothing of the runs that predictions are judged on.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+# What stands before replicas: of a stage with a queue its jobs API, whose "replicas" are workers.
+Door = Literal["gateway", "jobs API"]
 
 
 class _Part(BaseModel):
@@ -44,7 +48,7 @@ class HostCosts(_Part):
 
 
 class GatewayCosts(_Part):
-    """Seconds that the host takes where a gateway stands between client and replica, at low load.
+    """Seconds that the host takes where a gateway, or a jobs API, stands between client and replica, at low load.
 
     scheduled ─ send ─▶ gateway ─ forward ─▶ in the queue … finished ─ back ─▶ gateway ─ reply ─▶ client
                        gateway ─ hit reply ─▶ client                           what its cache has kept
@@ -55,6 +59,7 @@ class GatewayCosts(_Part):
     back_quantiles_s: tuple[float, ...] = Field((0.0,), min_length=1)  # batch ends → first answer is at the gateway
     reply_quantiles_s: tuple[float, ...] = Field((0.0,), min_length=1)  # at the gateway → last byte at the client
     busy_s: float = 0.0  # of its event loop for one request, there and back: requests queue for it
+    of: Door = "gateway"  # whose they are
     # Of a kept answer, where there is a cache; None and empty: not measured.
     hit_busy_s: float | None = None  # of its event loop, all of it
     hit_reply_quantiles_s: tuple[float, ...] = ()  # read by the gateway → last byte at the client

@@ -1,8 +1,9 @@
 """The table of a stage that says what its machines cost.
 
     [cost] machine, machines or usd_per_hour ──▶ usd_per_hour(cost, replica)          replicas, workers
+    [cost] challenger_machine … ──▶ paid_by(cost, challenger) ──▶ the same            replicas of a challenger
     [cost] host_machine or host_usd_per_hour ──▶ host_usd_per_hour(cost)              gateway, jobs API, Redis servers
-                                     both ──▶ stages/bill.py: dollars of a run
+                                     all ──▶ stages/bill.py: dollars of a run
 
 Machines are those of stages/prices.py, on demand unless `pricing` says spot. Rules are in stages/cost_rules.py. Not
 modelled: a least time that is billed, discounts, traffic, disks, and spot machines that are taken away.
@@ -23,8 +24,8 @@ Pricing = Literal["on-demand", "spot"]
 class Cost(Table):
     """What an hour of a replica costs: a machine of the price list, one for each of `fleet.profiles`, or a figure.
 
-    `pricing` and `region` are of the replicas' machines. Beside the replicas stand other components, each on a
-    machine of its own that is rented on demand: whoever takes that away takes the service away.
+    `pricing` and `region` are of the replicas' machines, a challenger's too. Beside the replicas stand other
+    components, each on a machine of its own that is rented on demand: whoever takes that away takes the service away.
     """
 
     machine: str | None = Field(None, min_length=1)  # a name out of `rung prices`
@@ -32,8 +33,18 @@ class Cost(Table):
     pricing: Pricing | None = None  # of machine or machines; without it on demand
     region: str | None = Field(None, min_length=1)  # of machine or machines; without it the first in the list
     usd_per_hour: float | None = Field(None, gt=0.0, le=100_000.0)
+    challenger_machine: str | None = Field(None, min_length=1)  # of [split]; without it that of the champion
+    challenger_usd_per_hour: float | None = Field(None, gt=0.0, le=100_000.0)  # the same as a figure
     host_machine: str | None = Field(None, min_length=1)  # of the gateway, or the jobs API; of a Redis server, too
     host_usd_per_hour: float | None = Field(None, gt=0.0, le=100_000.0)  # the same as a figure
+
+
+def paid_by(cost: Cost, challenger: bool) -> Cost:
+    """[cost] as the replicas of one arm are paid by it: a challenger's machine, where it has one of its own."""
+    if not challenger or (cost.challenger_machine is None and cost.challenger_usd_per_hour is None):
+        return cost
+    own = {"machine": cost.challenger_machine, "machines": (), "usd_per_hour": cost.challenger_usd_per_hour}
+    return cost.model_copy(update=own)
 
 
 def machine_of(cost: Cost, replica: int) -> str | None:
@@ -74,10 +85,9 @@ def host_usd_per_hour(cost: Cost) -> float | None:
 
 def described(cost: Cost) -> str:
     """What a replica costs, in words: each price with the machine, contract and region that it is of."""
-    if cost.usd_per_hour is not None:
-        return f"{cost.usd_per_hour:g} US dollars an hour"
-    names = dict.fromkeys(cost.machines or (str(cost.machine),))
-    return "; ".join(_in_words(_known(name, cost.pricing, cost.region)) for name in names)
+    challenger = paid_by(cost, challenger=True)
+    own = _replicas_described(cost)
+    return own if challenger is cost else f"{own}; one of the challenger {_replicas_described(challenger)}"
 
 
 def hosts_described(cost: Cost) -> str:
@@ -85,6 +95,13 @@ def hosts_described(cost: Cost) -> str:
     if cost.host_machine is not None:
         return _in_words(_known(cost.host_machine))
     return "not said" if cost.host_usd_per_hour is None else f"{cost.host_usd_per_hour:g} US dollars an hour"
+
+
+def _replicas_described(cost: Cost) -> str:
+    if cost.usd_per_hour is not None:
+        return f"{cost.usd_per_hour:g} US dollars an hour"
+    names = dict.fromkeys(cost.machines or (str(cost.machine),))
+    return "; ".join(_in_words(_known(name, cost.pricing, cost.region)) for name in names)
 
 
 def _in_words(row: Price) -> str:

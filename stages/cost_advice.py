@@ -12,6 +12,14 @@ ADVICE: dict[str, tuple[str, str]] = {
     "cost.pricing": ("A machine is rented by no other contract here.", 'Use "on-demand", or "spot".'),
     "cost.region": ("A price is one of a region.", "Use one of `rung prices`, or leave it out for the first of them."),
     "cost.usd_per_hour": ("No machine is for nothing.", "Give it in US dollars, or name a cost.machine."),
+    "cost.challenger_machine": (
+        "Nothing says what the challenger's machine costs.",
+        "List the machines with `rung prices`, or leave it out for that of the champion.",
+    ),
+    "cost.challenger_usd_per_hour": (
+        "No machine is for nothing.",
+        "Give it in US dollars, or name a cost.challenger_machine.",
+    ),
     "cost.host_machine": (
         "Nothing says what the gateway's machine costs.",
         "List the machines with `rung prices`.",
@@ -22,4 +30,8 @@ ADVICE: dict[str, tuple[str, str]] = {
     ),
 }
 
-UNITS = {"usd_per_hour": "US dollars", "host_usd_per_hour": "US dollars"}
+UNITS = {
+    "usd_per_hour": "US dollars",
+    "challenger_usd_per_hour": "US dollars",
+    "host_usd_per_hour": "US dollars",
+}

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from stages import unread
 from stages.catalogue import profiles
 from stages.cost import Cost
 from stages.fleet import Fleet
 from stages.prices import Price, find, gpu_family, machines, prices, rows_of
 from stages.problems import Problem, did_you_mean, shown
 from stages.spec import Device
+from stages.split import Split
+
+
+def no_unread_cost_keys(cost: Cost | None, split: Split | None) -> Iterator[Problem]:
+    """A key that nothing reads would look like a choice."""
+    return (key.problem() for key in unread.of_cost(cost, split) if key.given)
 
 
 def cost_is_told_once(cost: Cost | None) -> Iterator[Problem]:
-    """Of the three ways to tell a price, a stage takes one; of the two for a host's, one at most."""
+    """Of the three ways to tell a price, a stage takes one; of the two for a challenger's or a host's, one at most."""
     if cost is None:
         return
     given = {"machine": cost.machine, "machines": cost.machines, "usd_per_hour": cost.usd_per_hour}
@@ -29,27 +36,28 @@ def cost_is_told_once(cost: Cost | None) -> Iterator[Problem]:
             "The price of a replica would be unclear." if told else "Nothing says what a replica costs.",
             "Keep one of them." if told else 'Write machine = "aws/g4dn.xlarge", or another one of `rung prices`.',
         )
-    if cost.host_machine is not None and cost.host_usd_per_hour is not None:
-        yield Problem(
-            "cost.host_usd_per_hour",
-            "must not stand beside cost.host_machine",
-            f"{cost.host_usd_per_hour:g}",
-            "The price of the gateway's machine would be unclear.",
-            "Keep one of them.",
-        )
+    for of, whose in (("challenger", "the challenger's"), ("host", "the gateway's")):
+        machine, figure = getattr(cost, f"{of}_machine"), getattr(cost, f"{of}_usd_per_hour")
+        if machine is not None and figure is not None:
+            yield Problem(
+                f"cost.{of}_usd_per_hour",
+                f"must not stand beside cost.{of}_machine",
+                f"{figure:g}",
+                f"The price of {whose} machine would be unclear.",
+                "Keep one of them.",
+            )
 
 
 def machines_are_known(cost: Cost | None) -> Iterator[Problem]:
     """A price has a source."""
     for key, machine in _machines(cost):
         if not rows_of(machine):
-            figure = "cost.host_usd_per_hour" if key == "cost.host_machine" else "cost.usd_per_hour"
             yield Problem(
                 key,
                 "must be a machine of the price list",
                 shown(machine),
                 "Nothing says what it costs.",
-                did_you_mean(machine, machines(), f"List them with `rung prices`, or give {figure} instead."),
+                did_you_mean(machine, machines(), f"List them with `rung prices`, or give {_figure(key)} instead."),
             )
 
 
@@ -57,7 +65,7 @@ def contracts_are_known(cost: Cost | None) -> Iterator[Problem]:
     """A machine has its price under a contract and in a region, and a figure has neither."""
     if cost is None:
         return
-    own = cost.usd_per_hour is not None
+    own = cost.usd_per_hour is not None and cost.challenger_machine is None
     if own:
         for key in ("pricing", "region"):
             if (value := getattr(cost, key)) is not None:
@@ -96,20 +104,65 @@ def machines_have_the_device(cost: Cost | None, device: Device, fleet: Fleet) ->
         return
     names = fleet.profiles or (device.profile or "",)
     rented = cost.machines or (cost.machine or "",) * len(names)
+    key = "cost.machines" if cost.machines else "cost.machine"
+    several = "" if cost.machines or len(set(names)) == 1 else " For unequal replicas give cost.machines."
     for name, machine in dict.fromkeys(zip(names, rented, strict=True)):
-        profile, rows = profiles().get(name), rows_of(machine)
-        if profile is None or not rows or gpu_family(profile.device) == rows[0].gpu_family:
-            continue
-        fitting = _fitting(gpu_family(profile.device))
-        several = "" if cost.machines or len(set(names)) == 1 else " For unequal replicas give cost.machines."
-        use = f"Use {fitting[0].machine}, or give cost.usd_per_hour." if fitting else "Give cost.usd_per_hour."
+        yield from _of_another_device(key, name, machine, several)
+
+
+def challenger_is_paid_as_what_it_is(
+    cost: Cost | None, split: Split | None, device: Device, fleet: Fleet
+) -> Iterator[Problem]:
+    """A challenger on another device than the champion has a price of its own, of a machine with that device."""
+    if cost is None or split is None or device.kind != "emulated":
+        return
+    name = split.challenger_profile or device.profile or ""
+    if cost.challenger_machine is not None:
+        yield from _of_another_device("cost.challenger_machine", name, cost.challenger_machine)
+        return
+    own, champions = _family(name), [_family(each) for each in fleet.profiles or (device.profile or "",)]
+    if cost.challenger_usd_per_hour is not None or own is None or (own in champions and not cost.machines):
+        return
+    yield Problem(
+        "cost.challenger_machine",
+        "is required beside cost.machines"
+        if cost.machines
+        else f"is required where the challenger has another GPU ({own}, of {name}) than the champion",
+        None,
+        "Nothing says what its machine costs.",
+        _use(own, "cost.challenger_machine"),
+    )
+
+
+def _of_another_device(key: str, profile: str, machine: str, several: str = "") -> Iterator[Problem]:
+    """The machine has another GPU than the profile; nothing where one of them is not known."""
+    family, rows = _family(profile), rows_of(machine)
+    if family is not None and rows and family != rows[0].gpu_family:
         yield Problem(
-            "cost.machines" if cost.machines else "cost.machine",
-            f"must have the GPU of the profile {name} ({gpu_family(profile.device)})",
+            key,
+            f"must have the GPU of the profile {profile} ({family})",
             f"{shown(machine)} with {f'a {rows[0].gpu}' if rows[0].gpu else 'no GPU'}",
             "The dollars would be those of another device.",
-            use + several,
+            _use(family, key) + several,
         )
+
+
+def _family(profile: str) -> str | None:
+    """The GPU of a profile; None for one that is not in the catalogue, as another rule says."""
+    found = profiles().get(profile)
+    return None if found is None else gpu_family(found.device)
+
+
+def _use(family: str, key: str) -> str:
+    """Which machine to use instead."""
+    fitting = _fitting(family)
+    return f"Use {fitting[0].machine}, or give {_figure(key)}." if fitting else f"Give {_figure(key)}."
+
+
+def _figure(key: str) -> str:
+    """The key of a price that one gives oneself, instead of the machine under `key`."""
+    of = key.removeprefix("cost.").removesuffix("_machine")
+    return f"cost.{of}_usd_per_hour" if of in ("host", "challenger") else "cost.usd_per_hour"
 
 
 def _fitting(family: str) -> list[Price]:
@@ -123,14 +176,18 @@ def _machines(cost: Cost | None) -> Iterator[tuple[str, str]]:
     if cost.machine:
         yield "cost.machine", cost.machine
     yield from (("cost.machines", machine) for machine in cost.machines)
+    if cost.challenger_machine:
+        yield "cost.challenger_machine", cost.challenger_machine
     if cost.host_machine:
         yield "cost.host_machine", cost.host_machine
 
 
 RULES = (
+    no_unread_cost_keys,
     cost_is_told_once,
     machines_are_known,
     contracts_are_known,
     machines_match_profiles,
     machines_have_the_device,
+    challenger_is_paid_as_what_it_is,
 )

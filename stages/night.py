@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from stages.cost import Cost, machine_of
+from stages.cost import Cost
 from stages.prices import find, prices
 
 WORKERS_MAX = 1000
@@ -67,14 +67,21 @@ def workers_of(text: str) -> tuple[int, ...]:
     return tuple(range(first, last + 1))
 
 
-def spot_usd_per_hour(cost: Cost, worker: int) -> float:
-    """US dollars an hour of worker `worker` on a spot machine. Raises ValueError where no spot price is known."""
-    machine = machine_of(cost, worker)
-    price = None if machine is None else find(machine.removesuffix("-spot"), "spot", cost.region)
-    if price is None:
-        spots = ", ".join(dict.fromkeys(row.machine for row in prices() if row.pricing == "spot"))
-        raise ValueError(
-            f"cost.machine: must be a machine with a spot price for --spot, got {machine or 'none'}. "
-            f"Nothing says what it costs. Use one of {spots}, or leave --spot out."
-        )
-    return price.usd_per_gpu_hour
+def contracted(cost: Cost, spot: bool) -> Cost:
+    """The cost with the workers' machines on spot contracts, or on demand, whatever the stage itself says.
+
+    A figure of the stage's own stays. Raises ValueError where a machine has no price of that kind.
+    """
+    if cost.usd_per_hour is not None and not spot:
+        return cost
+    pricing = "spot" if spot else "on-demand"
+    for machine in dict.fromkeys(cost.machines or (cost.machine,)):
+        if machine is None or find(machine, pricing, cost.region) is None:
+            known = ", ".join(dict.fromkeys(row.machine for row in prices() if row.pricing == pricing))
+            what = "a spot price for --spot" if spot else "an on-demand price"
+            remedy = f"Use one of {known}" + (", or leave --spot out." if spot else ".")
+            raise ValueError(
+                f"cost.machine: must be a machine with {what}, got {machine or 'none'}. "
+                f"Nothing says what it costs. {remedy}"
+            )
+    return cost.model_copy(update={"pricing": pricing})

@@ -2,6 +2,7 @@
 
     price of the GPU, its share of a server, lifetime, power ─▶ owned_usd_per_hour ─┐
     stages/prices.py: the cheapest GPU of that family to rent ──────────────────────┴─▶ Against: ratio, break-even
+    catalogue/watts.csv: the most that a GPU takes, with a source in every row
 
 The claim that is tested: that buying is almost ten times cheaper than the large clouds (Determined AI, "Choosing your
 deep learning infrastructure: the cloud vs. on-prem debate", 2018 and 2020, determined.ai/blog/cloud-v-onprem). Not
@@ -10,16 +11,19 @@ modelled: people, space, interest, resale, failures, and the months until a mach
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from stages.prices import Price, prices
 from stages.problems import Problem, StageError, did_you_mean, shown
 
 HOURS_A_YEAR = 8760.0
 CLAIM = 10.0
-# The most that each takes by NVIDIA's data sheets (T4; V100 SXM2; A100 SXM4); of others a guess.
-WATTS, WATTS_UNKNOWN = {"T4": 70.0, "V100": 300.0, "A100": 400.0}, 400.0
+WATTS_FILE = Path(__file__).parent / "catalogue" / "watts.csv"
+WATTS_UNKNOWN = 400.0  # of a GPU that the file does not have: a guess, and told as one
 LARGE_CLOUDS = ("aws", "gcp", "azure")
 
 
@@ -30,7 +34,8 @@ class Bought:
     gpu: str  # the family: "A100"
     usd: float
     source: str
-    watts: float  # at most, by its maker
+    watts: float  # at most
+    watts_source: str = "a guess"
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,20 @@ class Against:
         return assumed.used / self.ratio
 
 
+@cache
+def power_of(gpu: str) -> tuple[float, str]:
+    """The most that a GPU of that family takes, in watts, and who says so; of several forms the one that takes most.
+
+    Cloud and server makers seldom say which form a price is of; what takes most speaks least for buying.
+    """
+    with WATTS_FILE.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["gpu"].lower() == gpu.lower()]
+    if not rows:
+        return WATTS_UNKNOWN, "a guess"
+    most = max(rows, key=lambda row: float(row["watts"]))
+    return float(most["watts"]), f"{most['gpu']} {most['form']}: {most['source']}"
+
+
 # Of GPUs in the catalogue, those with a price that somebody tells. The others are for the user to give.
 PRICES = (
     Bought(
@@ -86,7 +105,7 @@ PRICES = (
         12_500.0,
         "middle of 10,000 to 15,000 US dollars for an A100 80GB, mid-2024: "
         "xither.com/compare/gpu-compute-costs-on-prem-vs-cloud-vs-spot-instances",
-        400.0,
+        *power_of("A100"),
     ),
 )
 
@@ -131,7 +150,7 @@ def bought_of(pairs: Sequence[str]) -> list[Bought]:
             problems.append(Problem("--buy", rule, shown(pair), "Nothing says what it costs.", "Write --buy T4=700."))
         else:
             gpu = known[name.strip().lower()]
-            own.append(Bought(gpu, value, "a figure of yours", WATTS.get(gpu, WATTS_UNKNOWN)))
+            own.append(Bought(gpu, value, "a figure of yours", *power_of(gpu)))
     if problems:
         raise StageError("rung ladder", problems)
     told = {each.gpu for each in own}

@@ -4,7 +4,9 @@
     catalogue/prices.csv ────────┴─▶ prices() ─▶ find(machine, pricing, region) ─▶ stages/cost.py, `rung prices`
 
 A machine is named "aws/g4dn.xlarge": its provider and its product. Prices change and differ by region; a row is a fact
-of its date. Not here: discounts for long contracts, prices that move by the hour, disks, and traffic.
+of its date. Its source is the file it was read in, at its commit where that is known; the rows out of
+datareceipts/data-receipts and tgarg01/silybench-data were read in excerpts of those files, not in the whole of them.
+Not here: discounts for long contracts, prices that move by the hour, disks, and traffic.
 """
 
 from __future__ import annotations

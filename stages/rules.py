@@ -31,24 +31,13 @@ from stages.alert_rules import burn_windows_hold_readings, windows_hold_readings
 from stages.alerts import Alerts
 from stages.cache import Cache
 from stages.capacity import fleet_capacity, largest
+from stages.demand import SpikeRate, StepRate, TraceRate, Traffic
 from stages.feedback import Feedback
 from stages.fleet import Fleet
 from stages.problems import Problem, StageError, did_you_mean, shown
 from stages.queue import Queue
 from stages.scaling import Scaling
-from stages.spec import (
-    Admission,
-    Batching,
-    Device,
-    Model,
-    Slo,
-    SpikeRate,
-    Stage,
-    StepRate,
-    TraceRate,
-    Traffic,
-    mean_rate_rps,
-)
+from stages.spec import Admission, Batching, Device, Model, Slo, Stage, mean_rate_rps
 from stages.split import Split
 from stages.table import Table
 

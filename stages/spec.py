@@ -2,7 +2,7 @@
 
     stage.toml ──▶ load_stage ──▶ Stage ──▶ simulator, reference_apps, loadtests
                        │
-                       └─ every problem at once: bounds of a key (here, in words by stages/advice.py),
+                       └─ every problem at once: bounds of a key (beside it, in words by stages/advice.py),
                           rules over several keys (stages/rules.py)
 
 A key has a default, bounds and, at the end of its name, a unit. What it does not hold: how a policy decides
@@ -11,12 +11,11 @@ A key has a default, bounds and, at the end of its name, a unit. What it does no
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import Field, ValidationError
@@ -25,6 +24,7 @@ from stages import arms
 from stages.alerts import Alerts, Logs
 from stages.cache import Cache
 from stages.cost import Cost
+from stages.demand import Traffic
 from stages.feedback import Feedback
 from stages.fleet import Fleet, Gateway
 from stages.machine import Machine
@@ -92,100 +92,6 @@ class Lifecycle(Table):
 
     ready_timeout_s: float = Field(60.0, gt=0.0, le=3600.0)
     drain_timeout_s: float = Field(30.0, gt=0.0, le=3600.0)
-
-
-class ConstantRate(Table):
-    """The same rate all the time."""
-
-    shape: Literal["constant"]
-    rate_rps: float = Field(gt=0.0, le=1e6)
-
-
-class RampRate(Table):
-    """A straight line from one rate to another over the whole duration."""
-
-    shape: Literal["ramp"]
-    rate_rps_start: float = Field(ge=0.0, le=1e6)
-    rate_rps_end: float = Field(ge=0.0, le=1e6)
-
-
-class StepRate(Table):
-    """One rate until `step_at_s`, another from then on."""
-
-    shape: Literal["step"]
-    rate_rps: float = Field(ge=0.0, le=1e6)
-    rate_rps_after: float = Field(ge=0.0, le=1e6)
-    step_at_s: float = Field(gt=0.0, le=1e7)
-
-
-class SpikeRate(Table):
-    """A base rate, `spike_factor` times as high from `spike_start_s` for `spike_duration_s`."""
-
-    shape: Literal["spike"]
-    rate_rps: float = Field(gt=0.0, le=1e6)
-    spike_factor: float = Field(gt=0.0, le=1e4)
-    spike_start_s: float = Field(ge=0.0, le=1e7)
-    spike_duration_s: float = Field(gt=0.0, le=1e7)
-
-
-class DiurnalRate(Table):
-    """A day as a sine: mean `rate_rps`, swinging by `amplitude` of it, lowest at the start of each period."""
-
-    shape: Literal["diurnal"]
-    rate_rps: float = Field(gt=0.0, le=1e6)
-    amplitude: float = Field(0.8, ge=0.0, le=1.0)
-    period_s: float = Field(86_400.0, gt=0.0, le=1e7)
-
-
-class TraceRate(Table):
-    """Arrivals out of a file: times as they are, or counts a bin as a rate (formats in `stages/traces.py`)."""
-
-    shape: Literal["trace"]
-    path: str = Field(min_length=1)
-    format: Literal["auto", "azure-llm", "azure-functions", "burstgpt", "counts"] = "auto"
-    start_s: float = Field(0.0, ge=0.0, le=1e9)  # where in the trace the run begins
-    time_scale: float = Field(1.0, gt=0.0, le=1e6)  # 0.1 replays an hour in six minutes
-    rate_scale: float = Field(1.0, gt=0.0, le=1e6)  # 2.0 replays twice as many requests in the same time
-
-
-Rate = Annotated[ConstantRate | RampRate | StepRate | SpikeRate | DiurnalRate | TraceRate, Field(discriminator="shape")]
-
-
-class Items(Table):
-    """What is asked for: one of `count` inputs, all alike or by Zipf's law, in which ranks may be exchanged."""
-
-    popularity: Literal["uniform", "zipf"] = "uniform"
-    count: int = Field(1000, ge=1, le=10_000_000)
-    exponent: float = Field(1.0, gt=0.0, le=10.0)
-    drift_interval_s: float | None = Field(None, gt=0.0, le=1e7)
-    drift_share: float | None = Field(None, gt=0.0, le=1.0)  # of the items, which then exchange their ranks
-
-
-class Traffic(Table):
-    """Who arrives, when, and for what; all of it follows from `seed`.
-
-    An open loop reads `rate` and `arrivals`, a closed loop `users` and `think_time_s`. Where somebody asks who sent a
-    request ([split], [feedback]), an open loop has users too: each request is from one of them.
-    """
-
-    loop: Literal["open", "closed"] = "open"
-    duration_s: float = Field(60.0, gt=0.0, le=1e7)
-    seed: int = Field(1, ge=0, le=2**63 - 1)
-    arrivals: Literal["poisson", "gamma", "deterministic"] = "poisson"
-    coefficient_of_variation: float | None = Field(None, gt=0.0, le=100.0)  # of gamma gaps
-    rate: Rate | None = None
-    items: Items = Items()
-    users: int | None = Field(None, ge=1, le=1_000_000)  # a closed loop has 10 without it
-    user_popularity: Literal["uniform", "zipf"] = "uniform"  # of an open loop: how often each of them asks
-    user_exponent: float = Field(1.0, gt=0.0, le=10.0)
-    think_time_s: float = Field(1.0, ge=0.0, le=1e6)
-    timeout_s: float = Field(10.0, gt=0.0, le=3600.0)
-    input_format: Literal["raw", "json", "png"] = "raw"
-
-    @property
-    def closed_users(self) -> int:
-        """How many users a closed loop has."""
-        return 10 if self.users is None else self.users
 
 
 class Slo(Table):
@@ -357,29 +263,9 @@ def mean_rate_rps(traffic: Traffic) -> float | None:
 
     Raises StageError for a trace that cannot be replayed.
     """
-    duration_s = traffic.duration_s
-    if traffic.loop == "closed":
+    if traffic.loop == "closed" or traffic.rate is None:
         return None
-    match traffic.rate:
-        case ConstantRate(rate_rps=rate):
-            return rate
-        case DiurnalRate(rate_rps=rate, amplitude=amplitude, period_s=period_s):
-            turn = 2 * math.pi * duration_s / period_s
-            return rate * (1 - amplitude * math.sin(turn) / turn)
-        case RampRate(rate_rps_start=start, rate_rps_end=end):
-            return (start + end) / 2
-        case StepRate(rate_rps=before, rate_rps_after=after, step_at_s=at_s):
-            share = min(at_s / duration_s, 1.0)
-            return before * share + after * (1 - share)
-        case SpikeRate(rate_rps=base, spike_factor=factor, spike_start_s=start_s, spike_duration_s=spike_s):
-            share = max(0.0, min(start_s + spike_s, duration_s) - start_s) / duration_s
-            return base * (1 + (factor - 1) * share)
-        case TraceRate() as rate:
-            from stages import traces  # needs polars, which takes longer to import than all the rest
-
-            return traces.mean_rate_rps(rate, duration_s)
-        case None:
-            return None
+    return traffic.rate.mean_rps(traffic.duration_s)
 
 
 def _read(path: Path) -> dict[str, Any]:

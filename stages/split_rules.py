@@ -12,12 +12,13 @@ from typing import Any
 from stages import catalogue, unread
 from stages.cache import Cache
 from stages.capacity import emulated_capacity
+from stages.demand import Traffic
 from stages.feedback import Feedback
 from stages.fleet import Gateway
 from stages.problems import Problem, StageError, did_you_mean, shown
 from stages.queue import Queue
 from stages.scaling import Scaling
-from stages.spec import Batching, Device, Model, Traffic, mean_rate_rps
+from stages.spec import Batching, Device, Model, mean_rate_rps
 from stages.split import Split
 
 

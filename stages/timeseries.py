@@ -64,12 +64,13 @@ def wanted(records: Records) -> Steps | None:
 def ready(records: Records) -> Steps:
     """How many replicas were ready: from there on until they were gone, the time in which they drain included."""
     lives = records.replicas.drop_nulls("ready_s")
-    return _balance(lives["ready_s"], lives["stopped_s"], records.window_s)
+    return balance(lives["ready_s"].to_numpy(), lives["stopped_s"].to_numpy(), records.window_s)
 
 
 def paid(records: Records) -> Steps:
     """How many replicas were paid: from their start, the cold start included, until they were gone."""
-    return _balance(records.replicas["started_s"], records.replicas["stopped_s"], records.window_s)
+    lives = records.replicas
+    return balance(lives["started_s"].to_numpy(), lives["stopped_s"].to_numpy(), records.window_s)
 
 
 def queue_length(records: Records) -> Steps:
@@ -78,7 +79,15 @@ def queue_length(records: Records) -> Steps:
     Of those that were answered: nobody tells a client how long a request waited that was given up.
     """
     answered = records.requests.filter(pl.col("outcome") == "ok").drop_nulls(["arrived_s", "started_s"])
-    return _balance(answered["arrived_s"], answered["started_s"], records.window_s)
+    return balance(answered["arrived_s"].to_numpy(), answered["started_s"].to_numpy(), records.window_s)
+
+
+def balance(comes_s: Floats, goes_s: Floats, window_s: float) -> Steps:
+    """How many have come and not gone, within the window."""
+    times_s = np.concatenate([[0.0], comes_s, goes_s])
+    changes = np.repeat([0.0, 1.0, -1.0], [1, len(comes_s), len(goes_s)])
+    order = np.argsort(times_s, kind="stable")
+    return _clean(np.maximum(times_s[order], 0.0), np.cumsum(changes[order]), window_s)
 
 
 def latency_s(records: Records, at_s: Floats, last_s: float, percent: float = 95.0) -> Floats:
@@ -90,6 +99,26 @@ def latency_s(records: Records, at_s: Floats, last_s: float, percent: float = 95
     end = np.searchsorted(replied_s, at_s, side="right")
     spans = zip(first.tolist(), end.tolist(), strict=True)
     found = [float(np.percentile(took_s[i:j], percent)) if j > i else np.nan for i, j in spans]
+    return np.array(found, dtype=np.float64)
+
+
+def hit_ratios(records: Records, edges_s: Floats) -> Floats:
+    """Of the requests sent in each bin between `edges_s` that looked into a cache, the share that found its answer
+    kept; NaN where nobody looked."""
+    looked = records.requests.filter(pl.col("cache") != "")
+    counts = np.histogram(looked["sent_s"].to_numpy(), edges_s)[0]
+    hits = np.histogram(looked.filter(pl.col("cache") == "hit")["sent_s"].to_numpy(), edges_s)[0]
+    found: Floats = np.divide(hits, counts, out=np.full(counts.size, np.nan), where=counts > 0)
+    return found
+
+
+def latencies_s(records: Records, edges_s: Floats, percent: float = 95.0) -> Floats:
+    """The percentile of the latencies of the answers to those that were sent in each bin between `edges_s`; NaN for
+    none."""
+    answered = records.requests.filter(pl.col("outcome") == "ok").sort("sent_s")
+    took_s = (answered["replied_s"] - answered["scheduled_s"]).to_numpy()
+    cuts = np.searchsorted(answered["sent_s"].to_numpy(), edges_s)
+    found = [float(np.percentile(took_s[i:j], percent)) if j > i else np.nan for i, j in pairwise(cuts.tolist())]
     return np.array(found, dtype=np.float64)
 
 
@@ -152,14 +181,6 @@ def _away_s(start_s: float, stop_s: float, taken: list[tuple[float, float]]) -> 
 def _counted(times_s: pl.Series, window_s: float, bins: int) -> tuple[Floats, Floats]:
     counts, edges_s = np.histogram(times_s.to_numpy(), bins=bins, range=(0.0, window_s))
     return edges_s, counts * bins / window_s
-
-
-def _balance(comes_s: pl.Series, goes_s: pl.Series, window_s: float) -> Steps:
-    """How many have come and not gone."""
-    times_s = np.concatenate([[0.0], comes_s.to_numpy(), goes_s.to_numpy()])
-    changes = np.repeat([0.0, 1.0, -1.0], [1, len(comes_s), len(goes_s)])
-    order = np.argsort(times_s, kind="stable")
-    return _clean(np.maximum(times_s[order], 0.0), np.cumsum(changes[order]), window_s)
 
 
 def _clean(times_s: Floats, values: Floats, window_s: float) -> Steps:

@@ -23,8 +23,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from stages.demand import TraceRate
 from stages.problems import Problem, StageError, shown
-from stages.spec import TraceRate
 from stages.streams import stream
 
 Floats = NDArray[np.float64]

@@ -20,18 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages import traces
-from stages.spec import (
-    ConstantRate,
-    DiurnalRate,
-    Items,
-    RampRate,
-    Rate,
-    SpikeRate,
-    StepRate,
-    TraceRate,
-    Traffic,
-    mean_rate_rps,
-)
+from stages.demand import ConstantRate, DiurnalRate, Items, RampRate, Rate, SpikeRate, StepRate, TraceRate, Traffic
+from stages.spec import mean_rate_rps
 from stages.streams import stream
 
 Floats = NDArray[np.float64]

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from stages.alerts import Alerts
 from stages.cache import Cache
+from stages.cost import Cost
+from stages.demand import TraceRate, Traffic
 from stages.feedback import Feedback
 from stages.fleet import Fleet, Gateway
 from stages.problems import Problem, StageError, shown
 from stages.queue import Queue
 from stages.scaling import Scaling
-from stages.spec import Admission, Device, Model, Stage, TraceRate, Traffic
+from stages.spec import Admission, Device, Model, Stage
 from stages.split import Split
 from stages.table import Table
 
@@ -59,6 +61,7 @@ def of_stage(stage: Stage) -> Iterator[Unread]:
     yield from of_traffic(stage.traffic, stage.split, stage.feedback)
     yield from of_alerts(stage.alerts)
     yield from of_scaling(stage.scaling, stage.queue)
+    yield from of_cost(stage.cost, stage.split)
 
 
 def of_model(model: Model, split: Split | None) -> Iterator[Unread]:
@@ -173,6 +176,14 @@ def of_split(split: Split | None, device: Device) -> Iterator[Unread]:
         consequence = f'A "{device.kind}" device runs at its own pace.'
         remedy = 'Remove it, or set device.kind = "emulated".'
         yield Unread("split.challenger_profile", split, 'device.kind "emulated"', consequence, remedy)
+
+
+def of_cost(cost: Cost | None, split: Split | None) -> Iterator[Unread]:
+    """The keys of [cost] that nothing reads: the price of a challenger that there is not."""
+    if cost is not None and split is None:
+        for name in ("challenger_machine", "challenger_usd_per_hour"):
+            remedy = "Remove it, or write [split]."
+            yield Unread(f"cost.{name}", cost, "stages with a [split]", "There is no challenger to pay.", remedy)
 
 
 def of_traffic(traffic: Traffic, split: Split | None, feedback: Feedback | None) -> Iterator[Unread]:

@@ -19,11 +19,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from reference_apps.launchers import docker_engine, docker_image
 from reference_apps.launchers.member import LaunchError, Member
 from reference_apps.launchers.process import ProcessLauncher
+from rung import app
 from stages.spec import Stage, load_stage
+from tests.long_files import LONGEST_FIRST
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 30.0  # for what takes a second on a quiet machine
@@ -59,6 +62,19 @@ def serving(name: str, folder: Path, overrides: Mapping[str, Any] | None = None)
     stage = load_stage(name, {"overload": True} | dict(overrides or {}))
     with ProcessLauncher(stage, folder) as launcher:
         yield Served(stage, folder, launcher.replicas[0])
+
+
+@pytest.fixture(scope="module")
+def in_numpy() -> Iterator[None]:
+    """Processes that are started compute `digits` in NumPy: see tests/in_numpy/sitecustomize.py.
+
+    For modules that look at how processes come, go and speak with each other. That a replica answers as PyTorch does is
+    asked in others: test_replica.py, test_versions.py and all that run containers.
+    """
+    path = os.pathsep.join([str(ROOT / "tests/in_numpy"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +115,18 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Has pytest-xdist, where it is there, begin with files in the order in which they were collected."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take longest first; all others, and the tests of a file, stay in their order."""
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI a test that is skipped has failed, but for those that need a GPU: CI installs all else."""
@@ -134,6 +162,23 @@ def rung(runs: Path) -> Rung:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "rung", *words]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=2 * PATIENCE_S, check=False)
+
+    return run
+
+
+@pytest.fixture
+def verb(runs: Path) -> Rung:
+    """The same in this process, which spares a process its imports: for verbs that leave nothing running.
+
+    What they start would have this process for its parent, and be waited for by nobody; and without an engine `down` leaves
+    sockets of the Docker client open, which is a warning here.
+    """
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        done = CliRunner().invoke(app, words)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
 
     return run
 

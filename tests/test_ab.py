@@ -16,10 +16,12 @@ from typer.testing import CliRunner, Result
 import stages.terminal
 from loadtests import ab_cli
 from loadtests.ab_cli import app
-from loadtests.ab_status import Figure, duration, over_time, verdict
+from loadtests.ab_status import Figure, decided, duration, over_time, verdict
+from reference_apps import split_file
 from reference_apps.feedback_reading import JudgedRows
 from reference_apps.feedback_schema import sqlite_url
 from reference_apps.feedback_store import FeedbackStore, Label
+from reference_apps.launchers.launcher import SPLIT_FOLDER
 from reference_apps.up import feedback_folder
 from stages.feedback import Feedback
 from stages.policies import fixed_horizon, sequential
@@ -171,6 +173,59 @@ def test_a_better_challenger_is_called_better(tmp_path: Path) -> None:
     text = run(*words).stdout
     for said in ("challenger: 2", "The challenger is better", "at every look", "dollars per 1000"):
         assert said in text
+
+
+def test_each_arm_is_paid_by_its_own_machine(tmp_path: Path) -> None:
+    machines = {
+        "split.challenger_profile": "a100-resnet50-fp16-tensorflow",
+        "cost.machine": "aws/g4dn.xlarge",
+        "cost.challenger_machine": "gcp/a2-highgpu-1g",
+    }
+    told = as_json("status", "load-balanced", "--in", str(stored(tmp_path / "run", 0.9, 0.9, 200, **machines)))
+    dollars = [told[arm]["usd_per_1000"]["value"] for arm in ("champion", "challenger")]
+    assert dollars == pytest.approx([price / 3600.0 * 1000.0 * 0.004 for price in (0.526, 3.67)])
+
+
+def test_a_status_says_that_a_guardrail_has_stopped_the_challenger(tmp_path: Path) -> None:
+    split = {"split.champion": "1", "split.challenger": "2", "split.challenger_share": 0.5}
+    folder = stored(tmp_path / "run", 0.9, 0.9, 200, **split)
+    words = ("status", "load-balanced", "--in", str(folder))
+    assert as_json(*words)["split"] is None
+    (folder / SPLIT_FOLDER).mkdir()
+    split_file.begin(folder / SPLIT_FOLDER, split_file.Told(0, 0, 0.5, challenger="digits/2@feed"))
+    assert "is out" not in run(*words).stdout
+    split_file.stop(folder / SPLIT_FOLDER, 0, "accuracy", "it is wrong")
+    assert as_json(*words)["split"]["stopped"] == "accuracy"
+    text = run(*words).stdout
+    assert "The challenger digits/2 is out: the guardrail accuracy stopped it" in text
+    assert "`rung ab share load-balanced 0.5 --again` tries it again" in text
+
+
+def test_the_first_look_that_tells_them_apart_is_told() -> None:
+    challenger = np.arange(400) % 2 == 1
+    rows = JudgedRows(np.arange(400.0), challenger, ~challenger)
+    found = decided(rows, 0.05, 100.0)
+    assert found is not None
+    labels, at = found
+    assert at == labels - 1
+
+    def apart(count: int) -> bool:
+        b = count // 2
+        low, high = sequential.difference_of_shares(count - b, count - b, 0, b, 0.05, 100.0)
+        return bool(low > 0.0 or high < 0.0)
+
+    assert apart(labels) and not any(apart(count) for count in range(2, labels))
+    assert decided(JudgedRows(np.arange(400.0), challenger, np.ones(400, dtype=np.bool_)), 0.05, 100.0) is None
+
+
+def test_how_intervals_are_tuned_does_not_follow_from_what_was_seen(tmp_path: Path) -> None:
+    """Else each look would have another interval, and all of them together would hold less often than they say."""
+    split = {"split.champion": "1", "split.challenger": "2", "split.challenger_share": 0.05}
+    told = as_json("status", "load-balanced", "--in", str(stored(tmp_path / "run", 0.9, 0.9, 400, **split)))
+    a, b = (told[arm]["counts"] for arm in ("champion", "challenger"))
+    tuned_at = sequential.tuned_for(0.95, 0.01, 0.05, 0.05, 0.8)
+    bounds = sequential.difference_of_shares(a["right"], a["labelled"], b["right"], b["labelled"], 0.05, tuned_at)
+    assert (told["difference"]["low"], told["difference"]["high"]) == pytest.approx(tuple(map(float, bounds)))
 
 
 def test_a_worse_one_is_called_worse_and_an_equal_one_nothing(tmp_path: Path) -> None:

@@ -44,6 +44,16 @@ def test_policies_have_a_line_each() -> None:
     assert "| 0.5 | learned |" in text
 
 
+def test_two_versions_have_a_line_each_beside_that_of_both() -> None:
+    text = lines({"rows": [a_row(measured=0.03), a_row(arm="champion"), a_row(arm="challenger", measured=0.09)]})
+    assert "| load | arm | latency p95 |" in text
+    assert (
+        "| 0.5 | both | 30.0 ms" in text
+        and "| 0.5 | champion | 20.0 ms" in text
+        and "| 0.5 | challenger | 90.0 ms" in text
+    )
+
+
 def test_a_run_over_time_has_a_line_a_figure() -> None:
     row = {"metric": "replica_seconds", "measured": 640.0, "predicted": 644.0, "spread_low": 640.0, "spread_high": None}
     assert "| replica_seconds | 640 | 644 | 640 to – |" in lines({"rows": [row]})

@@ -36,6 +36,8 @@ from stages.spec import Stage, load_stage, with_overrides
 from tests.conftest import PATIENCE_S
 from tests.scaling_cases import CASES, Case, PretendFleet
 
+pytestmark = pytest.mark.usefixtures("in_numpy")
+
 
 def _changes(case: Case, looks: Iterable[Look]) -> tuple[tuple[float, int], ...]:
     """When how many were wanted, other than before."""
@@ -372,7 +374,7 @@ def test_processes_come_with_the_load_and_go_with_it_and_no_request_is_lost(tmp_
         "scaling.window_s": 0.5,
         "scaling.down": {"stabilisation_window_s": 2.0, "period_s": 0.25},
         "scaling.cold_start": {"model_s": 1.0},
-        "device.slowdown": 2.0,
+        "device.slowdown": 10.0,  # so that as many are under way with fewer a second
         "gateway.probe_interval_s": 0.5,
         "overload": True,
     }

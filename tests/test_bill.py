@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.run import simulate
-from stages.bill import FIGURES, bill, figures, fleet_usd_per_hour, hosts, packed
+from stages.bill import FIGURES, bill, figures, fleet_usd_per_hour, hosts, packed, replica_usd_per_hour
 from stages.records import REPLICAS, Records
 from stages.spec import Stage, load_stage
 from tests.test_metrics import answered, made, request
@@ -72,6 +72,34 @@ def test_spot_machines_figures_and_machines_of_unequal_replicas() -> None:
     found = bill(stage, run)
     assert found is not None
     assert [round(item.usd, 6) for item in found.items] == [round(0.526 * 1.5, 6), 3.67, 0.17]
+
+
+def test_each_arm_is_on_its_own_machines_and_has_its_own_bill() -> None:
+    """Two champions on T4s, a challenger on an A100; whoever takes a replica's place has its number modulo three."""
+    changes = {
+        **{"split.ramp": None, "split.guardrails": None, "split.challenger_share": 0.3, "feedback": None},
+        **{"device.slowdown": 1.0, "traffic.duration_s": 20.0, "traffic.rate.rate_rps": 50.0},
+        **{"split.challenger_profile": A100, "cost.challenger_machine": "gcp/a2-highgpu-1g"},
+    }
+    stage = load_stage("ab-test", changes)
+    run = simulate(stage)
+    whole, champion, challenger = (bill(stage, run, arm) for arm in (None, "champion", "challenger"))
+    assert whole is not None and champion is not None and challenger is not None
+    assert [(item.component, item.machines_max) for item in whole.items] == [
+        *(("champion", 2), ("challenger", 1), ("gateway", 1))
+    ]
+    assert champion.usd_per_hour == pytest.approx(2 * 0.526)
+    assert challenger.usd_per_hour == pytest.approx(3.67)
+    assert whole.usd_per_hour == pytest.approx(2 * 0.526 + 3.67 + 0.17)
+    assert champion.good + challenger.good == whole.good and challenger.good > 100
+    own = run.requests.filter(pl.col("arm") == "challenger").height
+    assert challenger.usd_per_1000 == pytest.approx(1000 * 3.67 * 20 / 3600 / own), "all of them were good"
+    assert figures(stage, run, "challenger")["cost_usd_per_1000"] == challenger.usd_per_1000
+    assert [replica_usd_per_hour(stage, number) for number in range(6)] == 2 * [0.526, 0.526, 3.67]
+    alike = load_stage("ab-test", {**changes, "split.challenger_profile": None, "cost.challenger_machine": None})
+    assert {replica_usd_per_hour(alike, number) for number in range(6)} == {0.526}
+    figure = load_stage("ab-test", {**changes, "cost.challenger_machine": None, "cost.challenger_usd_per_hour": 2.5})
+    assert replica_usd_per_hour(figure, 2) == 2.5
 
 
 def test_a_machine_with_several_gpus_is_paid_whole_and_holds_as_many_replicas() -> None:

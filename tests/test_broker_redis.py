@@ -5,7 +5,6 @@ server cannot set.
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
 import sysconfig
 import time
@@ -26,6 +25,7 @@ from reference_apps.broker_redis_server import SharedClock
 from stages.queue import Queue
 from tests.brokers import HandClock, Place
 from tests.conftest import PATIENCE_S
+from tests.disks import disk_of, grow
 from tests.redis_server import COMMIT, INTERVAL, redis_server
 
 LEASE_S = 10.0
@@ -177,16 +177,8 @@ def test_the_streams_are_empty_when_the_queue_is(redis_url: str, tmp_path: Path)
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 2 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False, timeout=30)
-    if done.returncode != 0:
-        pytest.skip(f"only root may mount a file system: {done.stderr}")
-    try:
+    with disk_of(tmp_path / "small", "2m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=30)
 
 
 @pytest.mark.parametrize(("settings", "fsync"), [(COMMIT, "commit"), (INTERVAL, "interval")])
@@ -206,7 +198,7 @@ def test_on_a_full_disk_nothing_that_was_accepted_is_lost(
                     broker.claim(1, LEASE_S)
                 assert broker.depth().waiting >= len(accepted)
         server.kill()
-        subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True, timeout=30)
+        grow(small_disk, "64m")
         server.start()
         with place.open(fsync=fsync) as broker:
             found = [job.job for job in broker.claim(1000, LEASE_S)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from reference_apps.results import Result, Results, sqlite_url
 from stages.queue import Queue
 from tests.brokers import HandClock, Place
 from tests.conftest import PATIENCE_S
+from tests.disks import disk_of, grow
 
 LEASE_S = 10.0
 
@@ -153,16 +153,8 @@ def test_a_full_file_refuses_what_is_new_and_keeps_what_is_there(broker: SqliteB
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 1 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False, timeout=30)
-    if done.returncode != 0:
-        pytest.skip(f"only root may mount a file system: {done.stderr}")
-    try:
+    with disk_of(tmp_path / "small", "1m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=30)
 
 
 def test_on_a_full_disk_nothing_that_was_accepted_is_lost(small_disk: Path) -> None:
@@ -183,7 +175,7 @@ def test_on_a_full_disk_nothing_that_was_accepted_is_lost(small_disk: Path) -> N
         with contextlib.suppress(BrokerFullDiskError):  # as far as it goes
             while jobs := broker.claim(1, 1000.0):
                 found += [job.job for job in jobs if broker.ack([job])]
-        subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True, timeout=30)
+        grow(small_disk, "16m")
         held = set(broker.look(accepted[:1000]))
         assert held | set(found) == set(accepted)
     finally:

@@ -23,6 +23,8 @@ from tests.fake_replicas import fleet
 from tests.test_gateway import asked, problem
 from tests.told import Record
 
+pytestmark = pytest.mark.usefixtures("in_numpy")
+
 # ---- what is kept ----------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,8 @@ from tests.fake_replicas import Fleet, fleet
 from tests.test_gateway import asked
 from tests.test_launchers import until
 
+pytestmark = pytest.mark.usefixtures("in_numpy")
+
 __all__ = ["no_address"]  # a fixture of every test here
 
 

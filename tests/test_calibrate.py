@@ -15,7 +15,7 @@ from loadtests import calibrate, costs
 from loadtests.checks import SelfCheck
 from loadtests.load import Loaded
 from simulator.device import open_device
-from simulator.run import capacity_rps, simulate
+from simulator.run import beyond_calibration, capacity_rps, simulate
 from stages import catalogue
 from stages.calibration import Calibration, GatewayCosts
 from stages.fleet import Fleet, Gateway
@@ -23,6 +23,8 @@ from stages.records import Records
 from stages.spec import Stage, device_label, load_stage, of_replica
 from stages.traffic import Schedule
 from tests.made import a_calibration, a_stage
+
+pytestmark = pytest.mark.usefixtures("in_numpy")
 
 SERVICE_S = {n: (0.010 + 0.001 * n,) for n in range(1, 5)}
 SEND_S, WAKE_S, BETWEEN_S, REPLY_S, PER_ITEM_S = 0.0004, 0.00007, 0.00009, 0.0006, 0.0002
@@ -156,6 +158,84 @@ def test_a_prediction_of_a_fleet_from_one_replica_at_low_load_is_the_run() -> No
     assert truth["replica"].n_unique() == 3
 
 
+# ---- with a queue ----
+
+QUEUED = a_stage(
+    batching={"max_batch_size": 4, "batch_wait_timeout_s": 0.005},
+    queue={"lease_s": 60.0, "request_reply_timeout_s": 60.0},
+)
+# As of a queue on a disk: a result is seen milliseconds after its batch, and the next claim waits for its commit.
+KNOWN_QUEUE = KNOWN.model_copy(
+    update={
+        "host": KNOWN.host.model_copy(update={"between_batches_s": 0.004}),
+        "gateway": KNOWN_GATEWAY.model_copy(update={"of": "jobs API", "back_quantiles_s": (0.012,)}),
+    }
+)
+
+
+def through_a_queue(times_s: np.ndarray, calibration: Calibration = KNOWN_QUEUE, wait_s: float = 0.005) -> Records:
+    """The record of a run through a queue on a machine of those costs."""
+    batching = QUEUED.batching.model_copy(update={"batch_wait_timeout_s": wait_s})
+    schedule = Schedule(times_s, np.zeros(times_s.size, dtype=np.int64), float(times_s[-1]) + 1)
+    return simulate(QUEUED.model_copy(update={"batching": batching}), schedule, calibration=calibration)
+
+
+def test_a_prediction_of_a_queue_from_its_sweep_and_low_load_is_the_run() -> None:
+    """The circle closes for time to result, too, idle and loaded: what the API takes is found, and used."""
+    sizes = [1, 2, 3, 4, 8] * 6
+    sweep = through_a_queue(
+        np.array([0.2 * k for k, size in enumerate(sizes) for _ in range(size)]), wait_s=calibrate.GATHER_S
+    )
+    light = through_a_queue(np.cumsum(np.random.default_rng(5).exponential(0.05, 400)))
+    host = costs.host_costs(QUEUED, sweep, light)
+    assert host.between_batches_s == pytest.approx(0.004, abs=1e-6), "longer than any replica's"
+    door = costs.gateway_costs(light, KNOWN_GATEWAY.busy_s, "jobs API")
+    assert np.median(door.back_quantiles_s) == pytest.approx(0.012, abs=1e-6)
+    assert door.of == "jobs API"
+    update = {"service_times": costs.service_times(sweep), "host": host, "gateway": door}
+    found = KNOWN_QUEUE.model_copy(update=update)
+    for gap_s in (0.05, 1 / 150):
+        times_s = np.cumsum(np.random.default_rng(7).exponential(gap_s, 1500))
+        truth, predicted = (through_a_queue(times_s, each).requests for each in (KNOWN_QUEUE, found))
+        took_s, ours_s = ((each["replied_s"] - each["scheduled_s"]).to_numpy() for each in (truth, predicted))
+        for percent in (50, 95, 99):
+            assert np.percentile(ours_s, percent) == pytest.approx(np.percentile(took_s, percent), rel=0.02)
+
+
+def test_a_calibration_of_another_door_is_told() -> None:
+    queued = load_stage("queued")
+    assert any("without a jobs API" in note for note in beyond_calibration(queued, KNOWN))
+    assert not any("jobs API" in note for note in beyond_calibration(queued, KNOWN_QUEUE))
+    other = KNOWN.model_copy(update={"gateway": KNOWN_GATEWAY})
+    assert any("Calibrated through a gateway" in note for note in beyond_calibration(queued, other))
+    told = beyond_calibration(load_stage("load-balanced"), KNOWN_QUEUE)
+    assert any("Calibrated through a jobs API" in note for note in told)
+
+
+def test_the_calibration_of_a_queue_is_kept_for_its_broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RUNG_RUNS", str(tmp_path))
+    keys: tuple[dict[str, object], ...] = ({}, {"queue.broker": "redis"}, {"queue.fsync": "interval"})
+    assert len({calibrate.kept_path(load_stage("queued", each), short=False) for each in keys}) == 3
+    more = {"queue.lease_s": 20.0, "scaling": None, "fleet.replicas": 3}
+    assert calibrate.kept_path(load_stage("queued", more), False) == calibrate.kept_path(load_stage("queued"), False)
+
+
+def test_a_queue_is_calibrated_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweep and low load through its jobs API, with its broker on the disk: few and short runs, rough figures."""
+    monkeypatch.setattr(calibrate, "FOREIGN_CPU_MAX_OF_ATTEMPT", (1.0,))
+    monkeypatch.setattr(calibrate, "IDLE_S", 0.5)
+    stage = load_stage("queued", {"batching.max_batch_size": 2, "device.slowdown": 2.0, "overload": True})
+    made = calibrate.calibrate(stage, tmp_path, rounds=6, low_load_duration_s=2.0)
+    assert made.gateway is not None
+    assert made.gateway.of == "jobs API"
+    assert made.gateway.busy_s > 0.0
+    for hop in ("send", "forward", "back", "reply"):
+        assert np.median(getattr(made.gateway, f"{hop}_quantiles_s")) > 0.0
+    # A result is on the disk before it is seen, and looked for every ten milliseconds.
+    assert np.median(made.gateway.back_quantiles_s) > np.median(made.gateway.forward_quantiles_s)
+    assert 0.0 < capacity_rps(stage, made) < 1.01 * 2 / made.service_times[-1].mean_s
+
+
 HIT_BUSY_S, HIT_REPLY_S = KNOWN_GATEWAY.busy_s / 2, 0.0006  # as long as any other request takes until it is read
 CACHED = a_stage(
     batching={"max_batch_size": 4, "batch_wait_timeout_s": 0.005},
@@ -243,6 +323,7 @@ def test_the_gateways_processor_time_is_what_requests_took_of_it(
     light = fronted(np.random.default_rng(5).exponential(0.05, 400))
     clock_s, cpu_s = iter([0.0, 10.0] * 3), iter([1.0, 9.0, 10.0, 12.5, 20.0, 29.0])
     shares = iter([0.5, 0.2, 0.3])
+    monkeypatch.setattr(calibrate, "FOREIGN_CPU_MAX_OF_ATTEMPT", (0.03, 0.1, 0.1))
     monkeypatch.setattr(calibrate, "time", SimpleNamespace(monotonic=lambda: next(clock_s)))
     monkeypatch.setattr(calibrate, "_gateway_cpu_s", lambda launcher: next(cpu_s))
     quiet = SelfCheck(0.0, 0.0, 1.0, 0.1, 0.0)
@@ -263,7 +344,7 @@ def test_processor_time_is_asked_of_the_gateway_and_is_nothing_without_one() -> 
 
 def test_an_unequal_fleet_is_calibrated_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kind alone, then one replica behind the gateway, then its cache: few and short runs, rough figures."""
-    monkeypatch.setattr(calibrate, "ATTEMPTS", 1)
+    monkeypatch.setattr(calibrate, "FOREIGN_CPU_MAX_OF_ATTEMPT", (1.0,))
     profiles = ["t4-resnet50-fp16-pytorch", "a100-resnet50-tf32-tensorflow"]
     fleet = {"fleet.profiles": profiles, "overload": True, "batching.max_batch_size": 2, "device.slowdown": 2.0}
     stage = load_stage("load-balanced", fleet | {"cache.policy": "lru"})

@@ -14,6 +14,8 @@ from loadtests.chaos import DISK_BYTES, Tally, fill
 from tests.conftest import PATIENCE_S, ROOT
 from tests.test_broker_redis import faketime
 
+pytestmark = pytest.mark.usefixtures("in_numpy")
+
 JOBS, KILLS = 400, 5
 
 

@@ -129,19 +129,11 @@ def test_one_that_is_cut_off_leaves_the_rotation_and_returns(fleet: DockerLaunch
     assert load.failed == []
 
 
-def test_nothing_is_left_and_the_files_were_for_the_containers_alone(engine: Any, tmp_path: Path) -> None:
-    with DockerLauncher(load_stage("micro-batched"), tmp_path) as launcher:
-        assert left_of(engine, tmp_path)
-        assert (tmp_path / "replica").stat().st_mode & 0o077 == 0
-        assert (tmp_path / "replica").stat().st_uid == docker_files.user()[0]
-        assert launcher.replicas[0].port != 8000
-    assert left_of(engine, tmp_path) == []
-
-
-def test_weights_and_a_trace_of_this_machine_are_found_inside(engine: Any, tmp_path: Path) -> None:
+def test_weights_and_a_trace_of_this_machine_are_found_inside_and_nothing_is_left(engine: Any, tmp_path: Path) -> None:
+    """The files in the folder were for the containers alone."""
     from reference_apps.models.inputs import WEIGHTS_DIR
 
-    weights, trace = tmp_path / "my weights.safetensors", tmp_path / "trace.csv"
+    weights, trace, folder = tmp_path / "my weights.safetensors", tmp_path / "trace.csv", tmp_path / "run"
     weights.write_bytes((WEIGHTS_DIR / "digits.safetensors").read_bytes())
     weights.chmod(0o644)
     source = Path(__file__).parent / "invalid_stages/traces/times.csv"
@@ -152,9 +144,14 @@ def test_weights_and_a_trace_of_this_machine_are_found_inside(engine: Any, tmp_p
         "traffic.duration_s": 5.0,
         "traffic.rate": {"shape": "trace", "path": str(trace)},
     }
-    with DockerLauncher(load_stage("single-vm", changes), tmp_path / "run") as launcher:
+    with DockerLauncher(load_stage("single-vm", changes), folder) as launcher:
         answer = httpx.post(f"{launcher.url}/predict", json=INPUT, trust_env=False, timeout=PATIENCE_S)
         assert answer.status_code == 200
+        assert left_of(engine, folder)
+        assert (folder / "replica").stat().st_mode & 0o077 == 0
+        assert (folder / "replica").stat().st_uid == docker_files.user()[0]
+        assert launcher.replicas[0].port != 8000
+    assert left_of(engine, folder) == []
 
 
 def test_too_little_memory_is_told(engine: Any, tmp_path: Path) -> None:
@@ -193,34 +190,35 @@ def test_a_port_in_use_is_told(engine: Any, tmp_path: Path) -> None:
 # ---- up and down, and what a crash leaves ----
 
 
-def test_up_status_and_down(rung: Rung, engine: Any) -> None:
+def test_up_status_and_down(rung: Rung, verb: Rung, engine: Any) -> None:
     up = result(rung("up", "micro-batched", "--on", "docker", "--json"))
     try:
         assert up["on"] == "docker"
         answer = httpx.post(f"{up['url']}/predict", json=INPUT, trust_env=False, timeout=PATIENCE_S)
         assert answer.status_code == 200
-        (status,) = result(rung("status", "--json"))["stages"]
+        (status,) = result(verb("status", "--json"))["stages"]
         assert [replica["ready"] for replica in status["replicas"]] == [True]
     finally:
-        down = rung("down", "micro-batched", "--json")
+        down = verb("down", "micro-batched", "--json")
     assert result(down) == {"stopped": [{"stage": "micro-batched", "drained": True}]}
     assert left_of(engine, Path(up["folder"])) == []
 
 
-@pytest.mark.parametrize("verb", ["down", "up"])
-def test_what_a_crash_left_is_removed_by_the_next_command(rung: Rung, engine: Any, verb: str) -> None:
-    up = result(rung("up", "single-vm", "--on", "docker", "--json"))
-    folder = Path(up["folder"])
-    os.kill(up["supervisor_pid"], signal.SIGKILL)
-    assert wait_until(lambda: not psutil.pid_exists(up["supervisor_pid"]) or _zombie(up["supervisor_pid"]), PATIENCE_S)
-    assert len(left_of(engine, folder)) == 2
-    if verb == "down":
-        assert len(result(rung("down", "single-vm", "--json"))["removed"]) == 2
-    else:
-        again = result(rung("up", "single-vm", "--on", "docker", "--json"))
-        assert left_of(engine, Path(again["folder"]))
-        assert result(rung("down", "--json"))["stopped"] == [{"stage": "single-vm", "drained": True}]
-    assert left_of(engine, folder) == []
+def test_what_a_crash_left_is_removed_by_the_next_command(rung: Rung, verb: Rung, engine: Any) -> None:
+    def crashed() -> Path:
+        """A stage that came up and whose supervisor was killed: the folder of its run."""
+        up = result(rung("up", "single-vm", "--on", "docker", "--json"))
+        pid, folder = up["supervisor_pid"], Path(up["folder"])
+        os.kill(pid, signal.SIGKILL)
+        assert wait_until(lambda: not psutil.pid_exists(pid) or _zombie(pid), PATIENCE_S)
+        assert len(left_of(engine, folder)) == 2
+        return folder
+
+    first = crashed()
+    second = crashed()
+    assert left_of(engine, first) == [], "rung up has removed it"
+    assert len(result(verb("down", "single-vm", "--json"))["removed"]) == 2
+    assert left_of(engine, second) == []
 
 
 def _zombie(pid: int) -> bool:
@@ -408,7 +406,8 @@ def test_the_image_is_not_built_twice_from_the_same_files(engine: Any) -> None:
 
 
 def test_a_cache_has_a_server_of_its_own_in_the_network(engine: Any, tmp_path: Path) -> None:
-    stage = load_stage("load-balanced", QUICK | {"cache.policy": "lru", "cache.store": "redis", "cache.down_s": 0.2})
+    cache = {"cache.policy": "lru", "cache.store": "redis", "cache.down_s": 0.2}
+    stage = load_stage("load-balanced", QUICK | cache | {"fleet.replicas": 1, "overload": True})
 
     def had() -> str:
         answer = httpx.post(f"{launcher.url}/predict", json=INPUT, trust_env=False, timeout=PATIENCE_S)

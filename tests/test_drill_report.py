@@ -31,6 +31,8 @@ from stages.spec import Stage, load_stage
 from tests.drill_cases import AT_S, FOR_S, QUICK, a_drill, a_failure, a_fleet, reasons, row
 from tests.made import a_calibration
 
+pytestmark = pytest.mark.usefixtures("in_numpy")
+
 # ---- figures ----------------------------------------------------------------------------------------------------
 
 LOOKS: list[Look] = [
@@ -166,7 +168,7 @@ def _kept(folder: Path) -> Iterator[Records]:
 
 @pytest.mark.timeout(300)
 def test_a_kill_for_real_and_in_simulation(stage: Stage, tmp_path: Path) -> None:
-    plan = Plan("kill", 1, 2.0, 1.0, 1.0, 0.3, True)
+    plan = Plan("kill", 1, 2.0, 1.0, 1.0, 0.15, True)
     found = drill(stage, a_swept(stage), plan, tmp_path, command="rung drill")
     assert row(found, "requests").measured == row(found, "requests").predicted > 0
     measured = found.measured.records
@@ -186,7 +188,7 @@ def test_a_kill_for_real_and_in_simulation(stage: Stage, tmp_path: Path) -> None
 
 @pytest.mark.timeout(300)
 def test_a_rolling_restart_under_load_loses_nothing(stage: Stage, tmp_path: Path) -> None:
-    plan = Plan("restart", 0, 1.5, 1.0, 1.0, 0.2, True)
+    plan = Plan("restart", 0, 1.5, 1.0, 1.0, 0.1, True)
     found = drill(stage, a_swept(stage), plan, tmp_path, command="rung drill")
     assert row(found, "not answered").measured == row(found, "not answered").predicted == 0
     assert row(found, "fewest in rotation").measured == 2

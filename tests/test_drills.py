@@ -40,6 +40,8 @@ from stages.spec import load_stage
 from tests.conftest import PATIENCE_S, ROOT, processes_of
 from tests.drill_cases import INPUT, QUICK
 
+pytestmark = pytest.mark.usefixtures("in_numpy")
+
 # ---- a replica does what its file says -------------------------------------------------------------------------
 
 

@@ -18,6 +18,8 @@ from stages.fleet import Edge
 from stages.spec import load_stage
 from tests.conftest import PATIENCE_S, ROOT
 
+pytestmark = pytest.mark.usefixtures("in_numpy")
+
 KEY = "0123456789abcdef"
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,17 +19,19 @@ from typer.testing import CliRunner, Result
 from reference_apps import export as exports
 from reference_apps.batcher import Batcher
 from reference_apps.broker import Depth
+from reference_apps.feedback_metrics import FeedbackMetrics
 from reference_apps.gateway_metrics import CacheMetrics, GatewayMetrics
 from reference_apps.grafana import dashboard
 from reference_apps.jobs_metrics import JobsMetrics
 from reference_apps.promql import duration
 from reference_apps.replica_metrics import ReplicaMetrics
-from reference_apps.scrape import Target, file_sd
+from reference_apps.scrape import Target, counts_requests, file_sd
 from reference_apps.watch_cli import app
 from reference_apps.worker_metrics import WorkerMetrics
 from simulator.alerts import readings
 from simulator.run import simulate
 from stages.alerts import latency_bounds_of, limits_of, rules_of
+from stages.arms import arms_of
 from stages.policies.alerting import Reading, RuleSet
 from stages.spec import Stage, load_stage
 from stages.terminal import Exit
@@ -36,10 +39,21 @@ from tests.made import a_calibration, a_schedule, a_stage
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = [pytest.mark.promtool, pytest.mark.skipif(PROMTOOL is None, reason="needs promtool")]
-STAGES = ("micro-batched", "load-balanced", "cached", "queued")  # without a gateway, with one, with all else
+SPLITS: dict[str, dict[str, Any]] = {
+    "ab-test": {},
+    "ab-test, in shadow mode": {"split.mode": "shadow"},
+    "ab-test, by nginx": {"gateway.engine": "nginx", "split.guardrails": None, "feedback": None},
+}
+# Without a gateway, with one, with all else; with two versions.
+STAGES = ("micro-batched", "load-balanced", "cached", "queued", *SPLITS)
 # What Prometheus adds to the metrics of a target, and what it makes itself.
 TARGET_LABELS = {"stage", "role", "replica"}
 OF_PROMETHEUS = {"ALERTS": {"alertstate", "alertname"}, "up": set[str]()}
+
+
+def named(name: str) -> Stage:
+    """A stage of STAGES."""
+    return load_stage("ab-test", SPLITS[name]) if name in SPLITS else load_stage(name)
 
 
 def metrics_of(stage: Stage) -> dict[str, set[str]]:
@@ -50,12 +64,20 @@ def metrics_of(stage: Stage) -> dict[str, set[str]]:
         replica = ReplicaMetrics(Batcher(stage.batching, stage.admission), 8, lambda: 0, bounds_s)
         replica.batch(2, [0.1, 0.2], 0.3)
         texts.append(replica.text())
-    if stage.gateway is not None:
-        gateway = GatewayMetrics(lambda: 0, lambda: [(0, 1, 0.5, True, False, False)], bounds_s)
+    if counts_requests(stage) == "gateway":
+        seen = [(0, 1, 0.5, True, False, False)]
+        gateway = GatewayMetrics(lambda: 0, lambda: seen, bounds_s, arms_of(stage))
         gateway.retried("draining")
         gateway.ejected(0)
         if stage.cache is not None:
             CacheMetrics(gateway.registry).watch(lambda: (100, 1))
+        if stage.split is not None:
+            experiment = SimpleNamespace(wanted=SimpleNamespace(stopped=""))
+            shadow: Any = SimpleNamespace(outstanding=0) if stage.split.mode == "shadow" else None
+            splitter: Any = SimpleNamespace(share=0.1, experiment=experiment)
+            gateway.watch_split(splitter, shadow)
+        if stage.feedback is not None:
+            FeedbackMetrics(gateway.registry, arms_of(stage)).watch(lambda: 0)
         texts.append(gateway.text())
     found: dict[str, set[str]] = {}
     for text in texts:
@@ -90,14 +112,17 @@ def expressions(stage: Stage) -> list[str]:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_metric_that_is_asked_for_exists_with_its_labels(name: str) -> None:
-    stage = load_stage(name)
+    stage = named(name)
     there = metrics_of(stage) | OF_PROMETHEUS
+    target_labels = TARGET_LABELS | (
+        {"arm"} if counts_requests(stage) == "replica" and stage.split is not None else set()
+    )
     for expression in expressions(stage):
         asked = list(asked_of(expression))
         assert asked, expression
         for metric, labels in asked:
             assert metric in there, f"{metric} is no metric of {name}: {expression}"
-            assert labels <= there[metric] | TARGET_LABELS, expression
+            assert labels <= there[metric] | target_labels, expression
             assert "stage" in labels
 
 
@@ -113,7 +138,7 @@ def test_the_bucket_of_the_promise_exists() -> None:
 @pytest.mark.parametrize("name", STAGES)
 def test_counters_are_there_before_the_first_request(name: str) -> None:
     """A counter that appears together with its first count shows no increase: the first error would be missed."""
-    stage = load_stage(name)
+    stage = named(name)
     replica = ReplicaMetrics(Batcher(stage.batching, stage.admission), 8, lambda: 0, latency_bounds_of(stage)).text()
     gateway = GatewayMetrics(lambda: 0, lambda: [], latency_bounds_of(stage)).text()
     jobs = JobsMetrics(lambda: 0, lambda: 0, latency_bounds_of(stage)).text(None)
@@ -125,7 +150,7 @@ def test_counters_are_there_before_the_first_request(name: str) -> None:
 
 def test_a_chart_stands_on_no_other() -> None:
     for name in STAGES:
-        panels = dashboard(load_stage(name))["panels"]
+        panels = dashboard(named(name))["panels"]
         assert len({panel["id"] for panel in panels}) == len(panels)
         assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
         assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)
@@ -145,6 +170,34 @@ def test_durations_are_those_of_promql() -> None:
     assert [duration(s) for s in (0.0, 0.1, 1.0, 1.5, 4320.0)] == ["0s", "100ms", "1s", "1500ms", "4320s"]
 
 
+def test_two_versions_stand_beside_each_other() -> None:
+    for name in SPLITS:
+        panels = {panel["title"]: panel for panel in dashboard(named(name))["panels"]}
+        for title in ("Requests by arm", "Errors by arm", "Latency p95 by arm"):
+            (target,) = panels[title]["targets"]
+            assert "arm)" in target["expr"] and target["legendFormat"] == "{{arm}}"
+        assert ("Copies for the challenger" in panels) == ("shadow" in name)
+        assert (
+            ("Split" in panels) == ("Right answers, of those with a label in time" in panels) == ("nginx" not in name)
+        )
+        (step,) = panels["Latency p95 by arm"]["fieldConfig"]["defaults"]["thresholds"]["steps"][1:] or [
+            {"value": None}
+        ]
+        assert step["value"] == (None if "nginx" in name else 0.15), "the guardrail's line"
+    assert not any("arm" in panel["title"] for panel in dashboard(load_stage("load-balanced"))["panels"])
+
+
+def test_each_arm_has_its_counters_before_the_first_request() -> None:
+    there = metrics_of(named("ab-test, in shadow mode"))
+    assert "arm" in there["rung_gateway_requests_total"]
+    gateway = GatewayMetrics(lambda: 0, lambda: [], (0.1,), ("champion", "challenger"))
+    FeedbackMetrics(gateway.registry, ("champion", "challenger"))
+    text = gateway.text().decode()
+    for arm in ("champion", "challenger"):
+        assert f'rung_gateway_requests_total{{arm="{arm}",outcome="failed",reason="model_error"}} 0.0' in text
+        assert f'rung_feedback_judged_total{{arm="{arm}",right="yes"}} 0.0' in text
+
+
 def test_targets_carry_what_the_rules_select_by() -> None:
     stage = load_stage("load-balanced")
     found = file_sd(stage, [Target("replica", 1, "http://127.0.0.1:7"), Target("gateway", None, "https://[::1]:8")])
@@ -152,6 +205,11 @@ def test_targets_carry_what_the_rules_select_by() -> None:
         {"targets": ["127.0.0.1:7"], "labels": {"stage": "load-balanced", "role": "replica", "replica": "1"}},
         {"targets": ["[::1]:8"], "labels": {"stage": "load-balanced", "role": "gateway", "__scheme__": "https"}},
     ]
+
+
+def test_a_replica_s_target_says_of_which_arm_it_is() -> None:
+    found = file_sd(load_stage("ab-test"), [Target("replica", number, "http://127.0.0.1:7") for number in (1, 2, 3)])
+    assert [each["labels"]["arm"] for each in found] == ["champion", "challenger", "champion"]  # type: ignore[index]
 
 
 def test_a_key_goes_to_the_gateway_alone_and_stands_in_no_file() -> None:

@@ -72,7 +72,7 @@ def test_a_label_is_stored_for_its_prediction(url: str) -> None:
     with FeedbackStore(url, LAST) as store:
         written = store.write([a_prediction("A", 1), a_prediction("B", 2)], [a_label("A", 1), a_label("B", 7)])
         assert written.told == [Told("stored"), Told("stored")]
-        assert written.judged == [Judged("champion", True, 1), Judged("champion", False, 1)]
+        assert written.judged == [Judged("champion", True, 1, NOW), Judged("champion", False, 1, NOW)]
         assert told(store, a_label("A", 1, after_s=50.0)) == [Told("duplicate")]
         assert labels_in(store)["A"].labelled_at == NOW + 1.0
 
@@ -82,7 +82,7 @@ def test_of_two_labels_the_last_or_the_first_counts(url: str) -> None:
         store.write([a_prediction("A", 1)], [a_label("A", 2)])
         written = store.write([], [a_label("A", 1, after_s=2.0)])
         assert written.told == [Told("replaced")]
-        assert written.judged == [Judged("champion", False, -1), Judged("champion", True, 1)]
+        assert written.judged == [Judged("champion", False, -1, NOW), Judged("champion", True, 1, NOW)]
         assert (labels_in(store)["A"].label, labels_in(store)["A"].revisions) == (1, 1)
     with FeedbackStore(url, FIRST) as store:
         written = store.write([], [a_label("A", 3, after_s=3.0)])
@@ -111,7 +111,7 @@ def test_a_label_waits_for_its_prediction(url: str) -> None:
         assert store.orphans == 2
         assert told(store, a_label("A", 2)) == [Told("waiting")]
         written = store.write([a_prediction("A", 2), a_prediction("B", 1)], [])
-        assert written.judged == [Judged("champion", True, 1)]
+        assert written.judged == [Judged("champion", True, 1, NOW)]
         rows = labels_in(store)
         assert (rows["A"].matched, rows["A"].late, rows["B"].matched, rows["B"].late) == (True, False, True, True)
         assert store.orphans == 0
@@ -142,12 +142,12 @@ def test_one_label_judges_both_arms_of_a_shadowed_request(url: str) -> None:
     with FeedbackStore(url, LAST) as store:
         store.write([a_prediction("A", 1)], [a_label("A", 1)])
         shadow = a_prediction("A", 2, arm="challenger", version="2", given=False)
-        assert store.write([shadow], []).judged == [Judged("challenger", False, 1)]
+        assert store.write([shadow], []).judged == [Judged("challenger", False, 1, NOW)]
         assert store.write([], [a_label("A", 2)]).judged == [
-            Judged("challenger", False, -1),
-            Judged("champion", True, -1),
-            Judged("challenger", True, 1),
-            Judged("champion", False, 1),
+            Judged("challenger", False, -1, NOW),
+            Judged("champion", True, -1, NOW),
+            Judged("challenger", True, 1, NOW),
+            Judged("champion", False, 1, NOW),
         ]
 
 
@@ -213,7 +213,7 @@ def test_what_was_counted_on_the_way_is_what_is_there_in_the_end(
         part = steps[first : first + together]
         predictions = [_predicted(*step) for step in part if step[0] != "label"]
         labels = [a_label(name, label, after_s) for what, name, label, after_s in part if what == "label"]
-        for arm, right, count in store.write(predictions, labels).judged:
+        for arm, right, count, _ in store.write(predictions, labels).judged:
             counted[arm, right] += count
     rows = labels_in(store)
     assert store.orphans == sum(not row.matched for row in rows.values())

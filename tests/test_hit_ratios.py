@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -14,9 +15,13 @@ from rich.console import Console
 from loadtests import report
 from loadtests.hit_ratios import hit_ratios, print_hit_ratios, theory
 from loadtests.report import Run
+from loadtests.warming import print_warming, warming
+from simulator import plots
+from simulator.cache_plots import while_it_warms
 from simulator.run import simulate
 from stages.records import Records
 from stages.spec import Stage, load_stage
+from stages.traffic import Schedule
 from tests.hand_made_runs import steady
 from tests.test_report import a_comparison
 
@@ -90,12 +95,59 @@ def test_they_stand_in_the_table_and_in_the_report(tmp_path: Any, monkeypatch: p
     page = report.write_report(cached, tmp_path).read_text(encoding="utf-8")
     assert "What the cache had" in page
     assert "<td>75.0 %</td>" in page
+    assert "While the cache warms up" in page
+    assert (tmp_path / "cache_over_time.png").exists()
+    written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert written["hit_ratios"][0]["error"] == 0.0
+    assert len(written["warm_up"]) == 4
     hits = [row for row in cached.rows if row.metric == "hit_ratio"]
     assert [(row.measured, row.predicted, row.error, row.sign) for row in hits] == [(0.75, 0.75, 0.0, "=")]
     console = Console(record=True, width=160)
     report.print_table(cached, console)
     told = console.export_text()
     assert "What the cache had" in told
+    assert "While the cache warms up" in told
     assert "hit ratio" in told
     print_hit_ratios([], console)
     assert np.isfinite(cached.hit_ratios[0].theory)
+
+
+def test_computations_are_counted_and_errors_are_in_points() -> None:
+    """A stampede: eight ask for one item at once, and one of them is computed, in both worlds."""
+    stage = staged(traffic__items={"popularity": "uniform", "count": 1}, device__slowdown=1.0)
+    found = simulate(stage, Schedule(np.full(8, 0.5), np.zeros(8, dtype=np.int64), 1.0))
+    (row,) = hit_ratios(stage, {0.5: [Run(0.5, 8.0, 0, None, found, found)]}, 16.0)
+    assert (row.computed_measured, row.computed_predicted) == (1.0, 1.0)
+    assert row.joined_predicted == pytest.approx(7 / 8)
+    worse = with_looks(steady(0.02), "hit", "miss")
+    better = with_looks(steady(0.02), "hit", "hit", "hit", "miss")
+    (row,) = hit_ratios(staged(), {0.5: [Run(0.5, 50.0, 0, None, worse, better)]}, 100.0)
+    assert row.error == pytest.approx(0.25)
+    assert row.computed_measured == 100.0  # all that devices worked on: 50 batches of two
+
+
+def test_the_warming_is_told_in_stretches() -> None:
+    """A cache of everything: hits come while it fills, and p95 with them, the same in both worlds."""
+    items = {"popularity": "uniform", "count": 100}
+    rate = {"shape": "constant", "rate_rps": 50.0}
+    stage = staged(traffic__items=items, traffic__rate=rate, traffic__duration_s=20.0, device__slowdown=1.0)
+    found, again = simulate(stage), simulate(stage, seed=9)
+    rows = warming(stage, {0.5: [Run(0.5, 50.0, 0, None, found, again)]})
+    assert [(row.from_s, row.until_s) for row in rows] == [(0.0, 2.0), (2.0, 5.0), (5.0, 10.0), (10.0, 20.0)]
+    hits = [row.hits_measured for row in rows]
+    assert hits == sorted(hits)
+    assert hits[0] < 0.5 < 0.95 < hits[-1]
+    assert rows[-1].p95_s_measured < rows[0].p95_s_measured, "computed at first, kept in the end"
+    for row in rows:
+        assert row.hits_error == pytest.approx(row.hits_predicted - row.hits_measured)
+        assert abs(row.hits_error) < 0.2
+    assert warming(load_stage("load-balanced"), {0.5: [Run(0.5, 50.0, 0, None, found, again)]}) == []
+    empty = [Run(0.5, 50.0, 0, None, steady(0.02), found)]
+    assert math.isnan(warming(stage, {0.5: empty})[0].hits_measured)
+    console = Console(record=True, width=100)
+    print_warming(rows, console)
+    assert "While the cache warms up" in console.export_text()
+    panels = [plots.Panel("load 0.5", [found], [again]), plots.Panel("load 0.8", [found], [again])]
+    figure = while_it_warms(panels, "a test")
+    assert len(figure.axes) == 4
+    assert [len(axes.patches) for axes in figure.axes] == [2] * 4

@@ -54,6 +54,8 @@ from tests.queued import (
 )
 from tests.told import scraped
 
+pytestmark = pytest.mark.usefixtures("in_numpy")
+
 RAW_BODY = INPUTS[0].astype("<f4").tobytes()
 SECRET_ENV = {"queue__webhook_secret_env": "RUNG_WEBHOOK_SECRET", "queue__webhook_private": True}
 

@@ -22,10 +22,12 @@ from reference_apps.batch_jobs import CHUNK, BatchError, BatchRun, Summary
 from reference_apps.job_items import ItemsError, item_of, items_of
 from reference_apps.job_store import JobStore
 from reference_apps.models import load_inputs
-from reference_apps.up import queue_folder
+from reference_apps.up import list_up, queue_folder
 from stages.spec import Stage
 from tests.conftest import PATIENCE_S, ROOT, Rung, result
 from tests.queued import INPUTS, POISON, Digits, put, queued, stored, working
+
+pytestmark = pytest.mark.usefixtures("in_numpy")
 
 MODEL: Any = load_inputs(queued().model)
 
@@ -242,44 +244,44 @@ def stage() -> Stage:
     return queued()
 
 
-def test_a_job_is_put_shown_and_waited_for(rung: Rung, runs: Path, tmp_path: Path, stage: Stage) -> None:
+def test_a_job_is_put_shown_and_waited_for(verb: Rung, runs: Path, tmp_path: Path, stage: Stage) -> None:
     file = tmp_path / "a.npy"
     np.save(file, INPUTS[0])
-    put_ = result(rung("jobs", "put", "queued", str(file), "--key", "mine", "--json"))
-    assert result(rung("jobs", "put", "queued", str(file), "--key", "mine", "--json")) == put_ | {"duplicate": True}
+    put_ = result(verb("jobs", "put", "queued", str(file), "--key", "mine", "--json"))
+    assert result(verb("jobs", "put", "queued", str(file), "--key", "mine", "--json")) == put_ | {"duplicate": True}
     job = put_["job"]
-    assert result(rung("jobs", "status", "queued", job, "--json"))["status"] == "waiting"
-    status = result(rung("jobs", "status", "queued", "--json"))
+    assert result(verb("jobs", "status", "queued", job, "--json"))["status"] == "waiting"
+    status = result(verb("jobs", "status", "queued", "--json"))
     assert (status["queue"]["waiting"], status["results"]) == (1, {})
-    assert rung("jobs", "status", "queued").stdout.startswith("1 waiting, 0 leased, 0 delayed, 0 dead\n")
-    over = rung("jobs", "wait", "queued", job, "--timeout", "0.1")
+    assert verb("jobs", "status", "queued").stdout.startswith("1 waiting, 0 leased, 0 delayed, 0 dead\n")
+    over = verb("jobs", "wait", "queued", job, "--timeout", "0.1")
     assert (over.returncode, over.stderr) == (1, f"{job}: is waiting still after 0.1 s. It goes on: ask again.\n")
     with stored(stage, queue_folder("queued")) as store, working(stage, store, model=Digits()):
-        done = result(rung("jobs", "wait", "queued", job, "--json"))
+        done = result(verb("jobs", "wait", "queued", job, "--json"))
         assert (done["outcome"], done["answer"]) == ("ok", {"dark": dark(INPUTS[0])})
-    assert json.loads(rung("jobs", "wait", "queued", job).stdout) == {"dark": dark(INPUTS[0])}
+    assert json.loads(verb("jobs", "wait", "queued", job).stdout) == {"dark": dark(INPUTS[0])}
 
 
-def test_dead_letters_are_listed_and_tried_again(rung: Rung, runs: Path, stage: Stage) -> None:
-    assert rung("jobs", "dead", "queued").stdout == "No dead letters.\n"
+def test_dead_letters_are_listed_and_tried_again(verb: Rung, runs: Path, stage: Stage) -> None:
+    assert verb("jobs", "dead", "queued").stdout == "No dead letters.\n"
     model = Digits()
     with stored(stage, queue_folder("queued")) as store:
         jobs = put(store, INPUTS[0], POISON, POISON)
         with working(stage, store, model=model):
             assert wait_until(lambda: store.broker.depth().dead == 2, PATIENCE_S)
-        listed = result(rung("jobs", "dead", "queued", "--json"))
+        listed = result(verb("jobs", "dead", "queued", "--json"))
         assert (listed["dead"], {row["job"] for row in listed["jobs"]}) == (2, set(jobs[1:]))
         assert {row["error"] for row in listed["jobs"]} == {"ValueError: a picture that cannot be"}
-        assert "a picture that cannot be" in " ".join(rung("jobs", "dead", "queued").stdout.split())
-        neither = rung("jobs", "retry", "queued")
+        assert "a picture that cannot be" in " ".join(verb("jobs", "dead", "queued").stdout.split())
+        neither = verb("jobs", "retry", "queued")
         assert (neither.returncode, "needs either ids" in neither.stderr) == (2, True)
-        assert result(rung("jobs", "retry", "queued", jobs[1], "--json")) == {"retried": 1}
-        assert rung("jobs", "retry", "queued", jobs[1]).returncode == 1  # it is none any more
-        assert result(rung("jobs", "retry", "queued", "--all", "--json")) == {"retried": 1}
+        assert result(verb("jobs", "retry", "queued", jobs[1], "--json")) == {"retried": 1}
+        assert verb("jobs", "retry", "queued", jobs[1]).returncode == 1  # it is none any more
+        assert result(verb("jobs", "retry", "queued", "--all", "--json")) == {"retried": 1}
         model.predict = lambda inputs: [{"mended": True} for _ in inputs]  # type: ignore[method-assign]
         with working(stage, store, 1, model):
             for job in jobs[1:]:
-                assert result(rung("jobs", "wait", "queued", job, "--json"))["answer"] == {"mended": True}
+                assert result(verb("jobs", "wait", "queued", job, "--json"))["answer"] == {"mended": True}
 
 
 @pytest.mark.parametrize(
@@ -294,18 +296,20 @@ def test_dead_letters_are_listed_and_tried_again(rung: Rung, runs: Path, stage: 
     ],
 )
 def test_what_cannot_be_done_is_told_in_words(
-    rung: Rung, runs: Path, tmp_path: Path, words: tuple[str, ...], said: str
+    verb: Rung, runs: Path, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
     file = tmp_path / "a.npy"
     np.save(file, INPUTS[0])
-    done = rung("jobs", *(word.format(file=file) for word in words))
+    done = verb("jobs", *(word.format(file=file) for word in words))
     assert done.returncode in (1, 2)
     assert said in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.timeout(180)
-def test_a_queued_stage_comes_up_from_nobody_and_goes_back(rung: Rung, runs: Path, tmp_path: Path) -> None:
+def test_a_queued_stage_comes_up_from_nobody_and_goes_back(
+    rung: Rung, verb: Rung, runs: Path, tmp_path: Path
+) -> None:
     """Workers come with the backlog of a file of jobs, and go after it; what is stored outlives `rung down`."""
     quick = [
         "device.slowdown=4.0",
@@ -327,8 +331,8 @@ def test_a_queued_stage_comes_up_from_nobody_and_goes_back(rung: Rung, runs: Pat
     assert up["gateway"]["name"] == "jobs"
 
     def workers() -> list[str]:
-        (found,) = result(rung("status", "--json"))["stages"]
-        return [each["name"] for each in found["replicas"]]
+        (found,) = list_up()
+        return [each["name"] for each in found.replicas]
 
     assert wait_until(lambda: workers() == [], 2 * PATIENCE_S)
     np.save(tmp_path / "items.npy", many(600))
@@ -336,7 +340,7 @@ def test_a_queued_stage_comes_up_from_nobody_and_goes_back(rung: Rung, runs: Pat
     over = threading.Event()
 
     def watch() -> None:
-        while not over.is_set():
+        while not over.wait(0.05):
             seen.add(len(workers()))
 
     watching = threading.Thread(target=watch)
@@ -349,6 +353,6 @@ def test_a_queued_stage_comes_up_from_nobody_and_goes_back(rung: Rung, runs: Pat
     assert (told["ok"], told["failed"]) == (600, 0)
     assert max(seen) == 2
     assert wait_until(lambda: workers() == [], 2 * PATIENCE_S)
-    assert "worker" not in rung("status").stdout
+    assert "worker" not in verb("status").stdout
     assert rung("down").returncode == 0
     assert result(rung("jobs", "status", "queued", "--json"))["results"] == {"ok": 600}

@@ -20,8 +20,9 @@ from simulator.candidates import Candidate
 from simulator.estimate import Estimate
 from simulator.ladder import Climb, Ladder, User, day_of, spot_usd_per_hour
 from simulator.offers import host_of, offers
+from stages.demand import Traffic
 from stages.owned import Assumptions, against, bought_of
-from stages.spec import Traffic, mean_rate_rps
+from stages.spec import mean_rate_rps
 from tests.planned import T4, a_try, an_estimate
 
 LEVELS = (1, 10_000, 1_000_000)

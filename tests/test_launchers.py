@@ -23,7 +23,10 @@ from reference_apps.restarting import rolling
 from stages.spec import load_stage
 from tests.conftest import PATIENCE_S
 
+pytestmark = pytest.mark.usefixtures("in_numpy")
+
 INPUT = {"input": [[[0.5] * 8] * 8]}
+PAUSE_S = 0.02  # of a client between two requests: what the test starts needs the processor, too
 # An image that has yet to be built takes minutes.
 DOCKER = [pytest.mark.docker, pytest.mark.timeout(900)]
 QUICK = {
@@ -93,6 +96,7 @@ class Load:
                 self.statuses.append(answer.status_code)
                 if answer.status_code == 200:
                     self.replicas.append(int(record(answer)["replica"]))
+                time.sleep(PAUSE_S)
 
     def post(self, client: httpx.Client) -> httpx.Response:
         try:

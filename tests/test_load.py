@@ -17,7 +17,6 @@ import psutil
 import pytest
 
 from loadtests import payloads, raw_rows
-from loadtests.compare import at_load
 from loadtests.load import LOCUSTFILE, LoadError, fire, meeting_point
 from reference_apps.asking import wait_until
 from reference_apps.decoding import decode
@@ -25,11 +24,12 @@ from reference_apps.launchers.member import Life
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.models import load_inputs
 from reference_apps.up import Up
-from simulator.run import simulate
 from stages import traffic
 from stages.records import Records
 from stages.spec import Stage, load_stage, with_overrides
 from tests.conftest import PATIENCE_S, ROOT, Served, processes_of, serving
+
+pytestmark = pytest.mark.usefixtures("in_numpy")
 
 DEAD = "http://127.0.0.1:9"  # nobody listens there
 MICROSECOND_S = 1e-6  # to which a replica's times are rounded
@@ -110,7 +110,8 @@ def test_two_processes_fire_every_request_once(micro_batched: Served, tmp_path: 
     assert shares(loaded.records) == {("ok", "")}
     assert_times_are_in_order(loaded.records)
     assert loaded.check.fired_share == 1.0
-    assert loaded.check.lag_s_p99 < 0.5  # neither waited until the other had begun
+    began_s, ended_s = ([float(getattr(part["sent_s"], end)()) for part in parts] for end in ("min", "max"))
+    assert max(began_s) < min(ended_s), "neither waited until the other was done"
 
 
 def test_a_client_gives_up_or_is_refused(slow: Served, tmp_path: Path) -> None:
@@ -192,22 +193,6 @@ def test_a_run_through_a_gateway_has_every_replica_and_every_hop(
     assert records.replicas["device"].to_list() == [f"emulated {profile}" for profile in profiles]
     assert records.replicas["ready_s"].max() < 0.0  # type: ignore[operator]
     assert records.replicas["stopped_s"].min() >= 2.0  # type: ignore[operator]
-
-
-def test_the_dice_of_a_load_test_fall_alike_in_both_worlds(tmp_path: Path) -> None:
-    """The stack is started with the stage's own seed, and every load of a comparison has another."""
-    changes = {"device.slowdown": 1.0, "gateway.policy": "random", "overload": True}
-    stage = load_stage("load-balanced", changes)
-    point = at_load(stage, 0.1, 600.0, 3.0)
-    assert point.traffic.seed != stage.traffic.seed
-    with ProcessLauncher(stage, tmp_path / "stack") as launcher:
-        measured = fire(point, launcher.url, tmp_path, device="x", pids=lambda: launcher.pids).records.requests
-    predicted = simulate(point, traffic.schedule(point.traffic)).requests
-    # One that was tried again, on a machine that is busy, went elsewhere the second time.
-    once = measured.join(predicted, on="request", suffix="_predicted").filter(pl.col("tries") == 1)
-    assert once.height > 0.9 * measured.height
-    assert (once["replica"] == once["replica_predicted"]).all()
-    assert once["replica"].n_unique() == 2
 
 
 # ---- closed loop ---------------------------------------------------------------------------------------------

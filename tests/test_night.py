@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,9 +13,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from simulator.cli import app
-from simulator.night import LIMIT_S, cheapest, nights, work_off
-from stages.cost import Cost
-from stages.night import Night, seconds_of, spot_usd_per_hour, workers_of
+from simulator.night import LIMIT_S, Machine, bill_of, cheapest, nights, work_off
+from simulator.night_scaled import work_off_scaled
+from stages.cost import Cost, usd_per_hour
+from stages.night import Night, contracted, seconds_of, workers_of
 from stages.prices import find
 from stages.spec import Stage, load_stage
 from tests.made import a_calibration, a_stage
@@ -35,7 +38,8 @@ def a_night_stage(**queue: Any) -> Stage:
 def test_a_backlog_takes_as_many_batches_as_it_has(workers: int, done_s: float) -> None:
     worked = work_off(a_night_stage(), 40, workers, FOURS, seed=1)
     assert worked.done_s == pytest.approx(done_s)
-    assert worked.paid_s == pytest.approx([done_s] * workers)
+    assert [machine.worker for machine in worked.machines] == list(range(workers))
+    assert worked.machine_s == pytest.approx(workers * done_s)
     assert (worked.stored, worked.dead, worked.interruptions) == (40, 0, 0)
 
 
@@ -46,7 +50,7 @@ def test_a_cold_start_comes_before_all_work_and_is_paid() -> None:
     worked = work_off(stage, 80, 1, None, seed=1)
     warm = work_off(stage.model_copy(update={"scaling": None}), 80, 1, None, seed=1)
     assert worked.done_s == pytest.approx(cold_s + warm.done_s)
-    assert worked.paid_s == pytest.approx([worked.done_s])
+    assert worked.machines == (Machine(0, 0.0, cold_s, worked.done_s),)
 
 
 @settings(max_examples=60, deadline=None)
@@ -57,7 +61,11 @@ def test_whatever_is_taken_away_all_is_done_or_dead(backlog: int, workers: int, 
     assert worked.done_s < LIMIT_S
     assert worked.stored + worked.dead == backlog
     assert worked.done_s >= worked.stored * 0.5 / workers - 1e-9  # all the time in full batches, four in two seconds
-    assert all(paid_s <= worked.done_s + 1e-9 for paid_s in worked.paid_s)
+    assert worked.over_s == worked.done_s
+    for number in range(workers):  # a machine a worker at a time, one after the other
+        own = [machine for machine in worked.machines if machine.worker == number]
+        assert own[0].ordered_s == 0.0
+        assert all(one.ended_s == other.ordered_s for one, other in pairwise(own))
     assert worked == work_off(stage, backlog, workers, FOURS, seed, rate)
 
 
@@ -66,7 +74,7 @@ def test_interruptions_cost_time_and_come_from_a_stream_of_their_own() -> None:
     calm = work_off(stage, 2000, 2, FOURS, seed=1)
     found = [work_off(stage, 2000, 2, FOURS, seed, 30.0) for seed in range(10)]
     assert all(each.stored == 2000 for each in found)
-    hours = sum(sum(each.paid_s) for each in found) / 3600.0
+    hours = sum(each.machine_s for each in found) / 3600.0
     assert sum(each.interruptions for each in found) == pytest.approx(30.0 * hours, rel=0.5)
     assert sum(each.done_s for each in found) > 10 * calm.done_s
     assert len({each.done_s for each in found}) > 1
@@ -88,7 +96,11 @@ def test_nights_are_compared_by_time_and_price() -> None:
         assert row.usd is not None
         assert cheap.usd is not None
         hours = row.workers * row.done_s.mean / 3600.0
-        assert row.usd.mean == pytest.approx(hours * price_of("aws/g4dn.xlarge"))
+        worker, api = (each.usd for each in row.bill)
+        assert [each.component for each in row.bill] == ["worker", "jobs API"]
+        assert worker == pytest.approx(hours * price_of("aws/g4dn.xlarge"))
+        assert api == pytest.approx(row.done_s.mean / 3600.0 * price_of("aws/c5.xlarge"))
+        assert row.usd.mean == pytest.approx(worker + api)
         assert cheap.usd.lowest < row.usd.mean
         assert row.in_time_share == float(row.done_s.mean <= 60.0)
     best = cheapest(rows)
@@ -115,14 +127,59 @@ def test_a_backlog_that_the_queue_does_not_hold_is_refused_in_words() -> None:
         nights(a_night_stage(max_depth=10), Night(11, (1,)), FOURS)
 
 
-def test_spot_prices_are_of_the_same_machine() -> None:
-    row = price_of("aws/g4dn.xlarge", "spot")
-    assert spot_usd_per_hour(Cost(machine="aws/g4dn.xlarge"), 0) == row
-    assert spot_usd_per_hour(Cost(machine="aws-g4dn.xlarge-spot"), 3) == row
-    assert spot_usd_per_hour(Cost(machines=("azure-nc6s-v3", "aws-g4dn.xlarge")), 1) == row
-    for cost in (Cost(machine="azure-nc6s-v3"), Cost(usd_per_hour=1.0)):
+def test_every_component_is_on_a_nights_bill() -> None:
+    stage = load_stage("queued", {"queue.broker": "redis"})
+    worked = work_off(stage, 400, 3, None, seed=1)
+    found = bill_of(stage, worked, spot=True)
+    assert found is not None
+    assert [item.component for item in found.items] == ["worker", "jobs API", "broker"]
+    assert found.items[0].machine.startswith("aws/g4dn.xlarge, spot")
+    hours = worked.done_s / 3600.0
+    expected = 3 * price_of("aws/g4dn.xlarge", "spot") + 2 * price_of("aws/c5.xlarge")
+    assert found.usd == pytest.approx(hours * expected)
+    assert not any("taken to stay" in note for note in found.notes)
+    unpriced = bill_of(load_stage("queued", {"cost.host_machine": None}), worked, spot=False)
+    assert unpriced is not None
+    assert math.isnan(unpriced.items[1].usd)
+    assert unpriced.usd == pytest.approx(3 * hours * price_of("aws/g4dn.xlarge"))
+    assert any("Without the machine of jobs API" in note for note in unpriced.notes)
+    assert bill_of(load_stage("queued", {"cost": None}), worked, spot=False) is None
+
+
+def test_an_autoscaler_brings_workers_from_nobody_and_sends_them_away_when_all_is_done() -> None:
+    stage = load_stage("queued")
+    scaling = stage.scaling
+    assert scaling is not None
+    backlog = 4000
+    worked = work_off_scaled(stage, backlog, None, seed=1, keep_times=True)
+    assert (worked.stored, worked.dead, len(worked.finished_s)) == (backlog, 0, backlog)
+    assert len(worked.machines) == scaling.max_replicas  # 4000 jobs wait, one for each hundred
+    ordered_s = min(machine.ordered_s for machine in worked.machines)
+    assert 0.0 < ordered_s <= scaling.polling_interval_s + scaling.interval_s
+    for machine in worked.machines:
+        assert machine.ready_s == pytest.approx(machine.ordered_s + scaling.cold_start.total_s)
+    assert max(wanted for _, wanted in worked.wanted) == scaling.max_replicas
+    assert worked.wanted[-1][1] == scaling.min_replicas == 0
+    idles_s = worked.over_s - worked.done_s  # and is paid until the rule sends the last one away
+    assert idles_s >= scaling.cooldown_s - scaling.polling_interval_s
+    calm = work_off(stage, backlog, scaling.max_replicas, None, seed=1)
+    assert worked.done_s == pytest.approx(calm.done_s + ordered_s, abs=scaling.interval_s)
+
+
+def test_nobody_comes_without_an_autoscaler() -> None:
+    with pytest.raises(ValueError, match="scaling: is required"):
+        work_off_scaled(load_stage("queued", {"scaling": None}), 10, None, seed=1)
+
+
+def test_contracts_are_of_the_same_machine() -> None:
+    for cost in (Cost(machine="aws/g4dn.xlarge"), Cost(machine="aws-g4dn.xlarge-spot", pricing="spot")):
+        for spot, pricing in ((True, "spot"), (False, "on-demand")):
+            assert usd_per_hour(contracted(cost, spot), 3) == price_of("aws/g4dn.xlarge", pricing)
+    assert contracted(Cost(usd_per_hour=1.0), spot=False) == Cost(usd_per_hour=1.0)
+    several = Cost(machines=("azure-nc6s-v3", "aws-g4dn.xlarge"))
+    for cost in (Cost(machine="azure-nc6s-v3"), Cost(usd_per_hour=1.0), several):
         with pytest.raises(ValueError, match="must be a machine with a spot price"):
-            spot_usd_per_hour(cost, 0)
+            contracted(cost, spot=True)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("8h", 28_800.0), ("30m", 1800.0), ("1.5 h", 5400.0), ("45", 45.0)])
@@ -154,6 +211,9 @@ def test_the_verb_prints_a_table_and_json() -> None:
     assert result.exit_code == 0, result.output
     assert "The cheapest that was in time every night: " in result.stdout
     assert "due in 8 h 00 min" in result.stdout
+    said = " ".join(result.stdout.split())
+    assert "Dollars are of worker: aws/g4dn.xlarge, on-demand, us-east-1; jobs API: 0.17 US dollars an hour" in said
+    assert "8 times slower than the one that is paid" in said
     told = json.loads(rung_simulate(*asked, "--spot", "--interruptions", 1, "--json").stdout)
     assert [(row["workers"], row["pricing"]) for row in told["rows"]] == [
         (1, "on-demand"),

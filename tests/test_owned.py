@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 
-from stages.owned import HOURS_A_YEAR, PRICES, Assumptions, Bought, against, bought_of, owned_usd_per_hour
+from stages.owned import (
+    HOURS_A_YEAR,
+    PRICES,
+    WATTS_FILE,
+    WATTS_UNKNOWN,
+    Assumptions,
+    Bought,
+    against,
+    bought_of,
+    owned_usd_per_hour,
+    power_of,
+)
 from stages.prices import prices
 from stages.problems import StageError
 
@@ -50,3 +63,21 @@ def test_mistakes_are_told_all_at_once() -> None:
         bought_of(["T4", "T5=3", "A100=-1"])
     assert len(error.value.problems) == 3
     assert "Did you mean" in str(error.value)
+
+
+def test_every_gpu_with_watts_says_whose_they_are_and_the_form_that_takes_most_counts() -> None:
+    assert power_of("T4")[0] == 70.0
+    assert power_of("v100")[0] == 300.0
+    watts, source = power_of("A100")
+    assert watts == 400.0
+    assert source.startswith("A100 SXM4: ")
+    assert power_of("B200") == (WATTS_UNKNOWN, "a guess")
+    with WATTS_FILE.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({(row["gpu"], row["form"]) for row in rows}) == len(rows)
+    for row in rows:
+        assert 0.0 < float(row["watts"]) <= 1500.0
+        assert row["source"]
+    assert {"T4", "V100", "A100"} <= {row["gpu"] for row in rows}
+    own = bought_of(["T4=700"])[0]
+    assert (own.watts, own.watts_source) == power_of("T4")

@@ -29,6 +29,8 @@ from stages.spec import Stage, device_label, load_stage, mean_rate_rps
 from tests.made import a_calibration
 from tests.planned import T4
 
+pytestmark = pytest.mark.usefixtures("in_numpy")
+
 
 def rung_plan(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["plan", *(str(argument) for argument in arguments)])

@@ -22,9 +22,8 @@ from loadtests.ab_split_cli import app
 from loadtests.rehearse import Out, duration_s, out_of, rehearse, rows
 from reference_apps import split_file
 from reference_apps.asking import probe, wait_until
-from reference_apps.launchers.launcher import SPLIT_FOLDER
 from reference_apps.registry import pinned
-from reference_apps.up import state_file
+from reference_apps.up import split_folder, state_file
 from simulator.rehearsed import rehearsed
 from simulator.splitter import Stopped
 from stages.policies.guardrails import Broken
@@ -36,6 +35,8 @@ from tests.fake_replicas import Fleet
 from tests.made import a_calibration
 from tests.registries import two_versions
 from tests.test_splitter import arms
+
+pytestmark = pytest.mark.usefixtures("in_numpy")
 
 NEVER = Out("", "it was not stopped", math.nan, math.nan, math.nan, math.nan)
 KNOWN = a_calibration(dict.fromkeys(range(1, 9), (0.0125,)))
@@ -130,18 +131,20 @@ def test_one_that_crashes_is_out_for_real_where_it_is_predicted(
 def test_a_stage_that_is_up_gets_another_share_and_keeps_it_through_kill_9(runs: Path, tmp_path: Path) -> None:
     """A gateway in a process of its own, before replicas that are the test's."""
     runner, folder = CliRunner(), tmp_path / "run"
-    (folder / SPLIT_FOLDER).mkdir(parents=True)
+    folder.mkdir()
     with arms(tmp_path, 0.0) as made:
         assert made.stage.split is not None
         (folder / "stage.toml").write_text(stage_toml(made.stage), encoding="utf-8")
-        split_file.begin(folder / SPLIT_FOLDER, split_file.first(made.stage.split, 0.0))
+        kept = split_folder(made.stage.name)
+        kept.mkdir(parents=True)
+        split_file.begin(kept, split_file.first(made.stage.split, 0.0, "digits/2@feed"))
         with a_gateway(made, folder) as url:
             _note_up(made.stage, url, folder)
             done = runner.invoke(app, ["share", made.stage.name, "1.0", "--json"])
             assert done.exit_code == 0, done.output
             assert json.loads(done.stdout) == {
                 **{"stage": made.stage.name, "generation": 1, "trial": 0, "share": 1.0, "ramp_began_s": None},
-                **{"stopped": "", "why": "", "in_force": True},
+                **{"stopped": "", "why": "", "stopped_at": None, "challenger": "digits/2@feed", "in_force": True},
             }
             assert _arm(url) == "challenger"
         with a_gateway(made, folder) as url:  # the one before was killed
@@ -155,7 +158,7 @@ def test_a_stage_that_is_up_gets_another_share_and_keeps_it_through_kill_9(runs:
                 done = runner.invoke(app, ["share", *words])
                 assert done.exit_code == 2
                 assert told in done.output
-            split_file.stop(folder / SPLIT_FOLDER, 0, "errors", "it failed")
+            split_file.stop(kept, 0, "errors", "it failed")
             done = runner.invoke(app, ["share", made.stage.name, "0.5"])
             assert done.exit_code == 1
             assert "--again" in done.output
@@ -168,7 +171,7 @@ def a_gateway(made: Fleet, folder: Path) -> Iterator[str]:
     """The address of a gateway's process, which is killed in the end."""
     announce = folder / "gateway.json"
     announce.unlink(missing_ok=True)
-    words = ["--stage", folder / "stage.toml", "--replicas", made.file, "--split", folder / SPLIT_FOLDER]
+    words = ["--stage", folder / "stage.toml", "--replicas", made.file, "--split", split_folder(made.stage.name)]
     command = [sys.executable, "-m", "reference_apps.serve_gateway", *map(str, words), "--announce", str(announce)]
     with (folder / "gateway.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -98,3 +98,58 @@ def test_importing_the_verbs_stays_cheap() -> None:
     code = f"import sys, simulator.cli; sys.exit(', '.join({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
+
+
+# ---- two models on one GPU ----
+
+SHARED = ("queued", "--duration", 30, "--rate", 10, "--set", "model.memory_gib=3", "--set", "device.memory_gib=8")
+LARGE = ("--beside", "queued", "--beside-set", "model.memory_gib=6", "--beside-set", "traffic.rate.rate_rps=10")
+
+
+def test_two_models_take_turns_on_a_gpu_that_does_not_hold_both() -> None:
+    both = as_json(*SHARED, *LARGE)
+    small, large = both["stages"]  # type: ignore[misc]
+    assert both["memory_gib"] == 8.0
+    assert (small["stage"], large["stage"]) == ("queued", "queued-beside")
+    assert (small["memory_gib"], large["memory_gib"]) == (3.0, 6.0)
+    assert small["seed"] != large["seed"], "the other's requests are no copy of the first's"
+    for each in (small, large):
+        assert each["turns"] >= 2
+        assert each["metrics"]["failed_share"] == 0.0, "nobody fails for want of room"
+    fits = as_json(*SHARED, *LARGE, "--beside-set", "model.memory_gib=5")
+    roomy = fits["stages"][0]  # type: ignore[index]
+    assert roomy["metrics"]["latency_s_p95"] < small["metrics"]["latency_s_p95"]
+    said = rung_simulate(*SHARED, *LARGE).stdout
+    assert "On one GPU of 8 GiB, predicted" in said
+    assert "turns on the card" in said
+    assert "queued-beside, 6 GiB" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((*SHARED, *LARGE, "--seed", 3), "--beside: takes the name of another stage, and no --seed or --out"),
+        ((*SHARED, "--beside-set", "model.memory_gib=6"), "--beside: takes the name of another stage"),
+        ((*SHARED, "--beside", "no-such-stage"), "no-such-stage"),
+        ((*SHARED, "--beside", "queued"), "model.memory_gib: is required when device.memory_gib is given"),
+        (("queued", *LARGE, "--beside-set", "device.memory_gib=8"), "must be the same in all stages"),
+        (("queued", "--backlog", 10, *LARGE), "stands in for traffic"),
+    ],
+)
+def test_who_cannot_share_a_gpu_is_told_why(arguments: tuple[object, ...], said: str) -> None:
+    result = rung_simulate(*arguments)
+    assert result.exit_code == 2, result.output
+    assert said in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+def test_a_stage_with_prices_has_its_bill_and_others_have_none() -> None:
+    bill = as_json("queued", "--duration", 30)["bill"]
+    assert [item["component"] for item in bill["items"]] == ["worker", "jobs API"]  # type: ignore[index]
+    assert bill["cost_usd"] == pytest.approx(sum(item["usd"] for item in bill["items"]))  # type: ignore[index]
+    assert bill["cost_usd_per_hour"] == pytest.approx(120 * bill["cost_usd"])  # type: ignore[index]
+    assert as_json("single-vm", "--duration", 2)["bill"] is None
+    result = rung_simulate("queued", "--duration", 30)
+    assert "US dollars in 30 s" in result.stdout
+    assert "jobs API: 0.17 US dollars an hour" in " ".join(result.stdout.split())
+    assert "8 times slower than the one that is paid" in " ".join(result.stdout.split())

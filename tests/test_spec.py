@@ -33,6 +33,7 @@ from stages import (
     spec,
     split_rules,
 )
+from stages.demand import TraceRate
 from stages.problems import StageError, tables_in
 
 INVALID = Path(__file__).resolve().parent / "invalid_stages"
@@ -191,8 +192,8 @@ def test_paths_are_seen_from_the_file_and_overrides_from_here(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path / "here")
     near = spec.load_stage(file).traffic.rate
     far = spec.load_stage(file, {"traffic.rate.path": "far.csv"}).traffic.rate
-    assert isinstance(near, spec.TraceRate) and near.path == str(tmp_path / "near.csv")
-    assert isinstance(far, spec.TraceRate) and far.path == str(tmp_path / "here/far.csv")
+    assert isinstance(near, TraceRate) and near.path == str(tmp_path / "near.csv")
+    assert isinstance(far, TraceRate) and far.path == str(tmp_path / "here/far.csv")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
@@ -23,7 +24,13 @@ KNOWN = a_calibration(dict.fromkeys(range(1, 9), (0.0125,)))
 
 
 def a_stage(**changes: Any) -> Stage:
-    plain = {"split.ramp": None, "split.guardrails": None, "feedback": None, "split.challenger_share": 0.3}
+    plain = {
+        "split.ramp": None,
+        "split.guardrails": None,
+        "feedback": None,
+        "split.challenger_share": 0.3,
+        "cost": None,
+    }
     quick = {"device.slowdown": 1.0, "traffic.duration_s": 20.0, "traffic.rate.rate_rps": 50.0}
     return load_stage("ab-test", plain | quick | {key.replace("__", "."): value for key, value in changes.items()})
 
@@ -71,6 +78,25 @@ def test_rows_are_of_all_requests_and_of_each_arm() -> None:
     words = report.result_in_words(found)
     assert "Of the champion alone: 0.0 % for latency p50" in words
     assert "Of the challenger alone: 0.0 % for latency p50" in words
+
+
+def test_each_arm_has_the_costs_of_its_own_machines_in_both_worlds() -> None:
+    machines = {"cost__machine": "aws/g4dn.xlarge", "cost__challenger_machine": "gcp/a2-highgpu-1g"}
+    stage = a_stage(split__challenger_profile=A100, **machines)
+    found = simulate(stage)
+    rows = report.rows(stage.name, [report.Run(0.5, 50.0, 0, None, found, found)], stage.slo.latency_s, stage)
+    dollars = {row.arm: (row.measured, row.predicted) for row in rows if row.metric == "cost_usd"}
+    hours = 20.0 / 3600.0
+    assert dollars["champion"] == pytest.approx((2 * 0.526 * hours,) * 2)
+    assert dollars["challenger"] == pytest.approx((3.67 * hours,) * 2)
+    assert dollars[""] == pytest.approx(((2 * 0.526 + 3.67) * hours,) * 2)
+    a_thousand = {row.arm: row.measured for row in rows if row.metric == "cost_usd_per_1000"}
+    good = 50.0 * 20.0 * np.array([0.7, 0.3])
+    expected = 1000.0 * np.array([dollars["champion"][0], dollars["challenger"][0]]) / good
+    assert [a_thousand["champion"], a_thousand["challenger"]] == pytest.approx(expected.tolist(), rel=0.2)
+    plain = a_stage()
+    nothing = report.rows(plain.name, [report.Run(0.5, 50.0, 0, None, found, found)], 0.25, plain)
+    assert not any(row.metric.startswith("cost") for row in nothing), "the stage does not say what anything costs"
 
 
 def test_a_stage_with_one_version_has_the_rows_that_it_had() -> None:

@@ -25,7 +25,13 @@ USERS = [str(user) for user in range(120)]
 
 
 def a_stage(**changes: Any) -> Stage:
-    quick = {"device.slowdown": 1.0, "batching.batch_wait_timeout_s": 0.002, "split.ramp": None, "feedback": None}
+    quick = {
+        "device.slowdown": 1.0,
+        "batching.batch_wait_timeout_s": 0.002,
+        "fleet.replicas": 1,
+        "split.ramp": None,
+        "feedback": None,
+    }
     return load_stage("ab-test", quick | {key.replace("__", "."): value for key, value in changes.items()})
 
 

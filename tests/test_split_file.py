@@ -19,26 +19,70 @@ from stages.policies.splitting import Wanted
 from stages.split import Ramp, Split
 
 
-def begun(folder: Path, ramp: bool = False) -> Path:
+def begun(folder: Path, ramp: bool = False, challenger: str = "digits/2@feed") -> Path:
     split = Split(challenger_share=0.1, ramp=Ramp(step_duration_s=1.0) if ramp else None)
-    split_file.begin(folder, split_file.first(split, 5.0))
+    split_file.begin(folder, split_file.first(split, 5.0, challenger))
     return folder
 
 
 def test_a_stage_begins_with_its_own_share_or_ramp(tmp_path: Path) -> None:
-    assert split_file.read(begun(tmp_path)) == Told(0, 0, 0.1)
+    assert split_file.read(begun(tmp_path)) == Told(0, 0, 0.1, challenger="digits/2@feed")
     (tmp_path / "other").mkdir()
     told = split_file.read(begun(tmp_path / "other", ramp=True))
     assert told is not None
     assert told.wanted == Wanted(0.1, 5.0)
     split_file.set_share(tmp_path, 0.4)
     begun(tmp_path)
-    assert split_file.read(tmp_path) == Told(1, 0, 0.4), "a stage that starts again goes on as it was"
+    told = split_file.read(tmp_path)
+    assert told is not None and (told.generation, told.share, told.stopped) == (2, 0.1, ""), "as it was written"
+
+
+def test_a_stop_outlives_the_stage_that_is_started_again(tmp_path: Path) -> None:
+    begun(tmp_path, ramp=True)
+    stopped = split_file.stop(tmp_path, 0, "errors", "2 % of its requests had no answer")
+    assert stopped.stopped_at is not None
+    told = split_file.read(begun(tmp_path, ramp=True))
+    assert told is not None
+    assert (told.stopped, told.why, told.stopped_at, told.trial) == ("errors", stopped.why, stopped.stopped_at, 0)
+    assert told.generation == stopped.generation + 1
+    with pytest.raises(SplitError, match="Use --again"):
+        split_file.begin_ramp(tmp_path, 9.0)
+    split = Split(ramp=Ramp(step_duration_s=1.0))
+    text = split_file.in_words(told, "ab-test", split)
+    assert "The challenger digits/2 is out: the guardrail errors stopped it on " in text
+    assert "because 2 % of its requests had no answer" in text and "`rung ab share ab-test ramp --again`" in text
+    assert "ab-test 0.05 --again" in split_file.in_words(told, "ab-test", Split())
+    again = split_file.begin_ramp(tmp_path, 9.0, again=True)
+    assert (again.stopped, again.why, again.stopped_at, again.trial) == ("", "", None, 1)
+    assert split_file.in_words(again, "ab-test", split) == "" == split_file.in_words(None, "ab-test", split)
+
+
+def test_another_version_begins_anew_and_the_same_one_does_not(tmp_path: Path) -> None:
+    begun(tmp_path)
+    split_file.stop(tmp_path, 0, "errors", "it failed")
+    other = split_file.first(Split(challenger_share=0.3), 0.0, "digits/3@beef")
+    same = split_file.first(Split(challenger_share=0.3), 0.0, "digits/2@feed")
+    before = split_file.read(tmp_path)
+    assert split_file.renew(tmp_path, same) == before, "a rolling restart alone changes nothing"
+    renewed = split_file.renew(tmp_path, other)
+    assert (renewed.stopped, renewed.share, renewed.trial, renewed.generation) == ("", 0.3, 1, 2)
+    assert split_file.stop(tmp_path, 0, "errors", "late news of the version before") == renewed
+    split_file.stop(tmp_path, 1, "latency", "it is slow")
+    begun(tmp_path, challenger="digits/2@another")
+    told = split_file.read(tmp_path)
+    assert told is not None and told.stopped == "", "a version of that name with other weights is another one"
+
+
+def test_a_stage_does_not_start_where_nobody_can_say_whether_its_challenger_is_out(tmp_path: Path) -> None:
+    (tmp_path / SPLIT_FILE).write_text("{")
+    with pytest.raises(SplitError, match="Nobody knows whether it is out"):
+        begun(tmp_path)
+    assert split_file.seen(tmp_path) is None
 
 
 def test_a_share_ends_the_ramp_and_a_ramp_begins_anew(tmp_path: Path) -> None:
     begun(tmp_path, ramp=True)
-    assert split_file.set_share(tmp_path, 0.2) == Told(1, 0, 0.2)
+    assert split_file.set_share(tmp_path, 0.2) == Told(1, 0, 0.2, challenger="digits/2@feed")
     assert split_file.begin_ramp(tmp_path, 77.0).wanted == Wanted(0.2, 77.0)
     assert split_file.set_share(tmp_path, 0.2).generation == 3
     assert split_file.set_share(tmp_path, 0.2).generation == 3, "nothing has changed"

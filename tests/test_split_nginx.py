@@ -52,6 +52,10 @@ def test_what_is_split_and_what_forces_an_arm() -> None:
     assert "map $http_x_rung_user $rung_who { '' $rung_number; default $http_x_rung_user; }" in by_user
     forced = "map $http_x_my_arm $rung_arm { champion champion; challenger challenger; default $rung_drawn; }"
     assert forced in by_user
+    number = 'map $http_x_rung_request $rung_number { "~^[0-9]{1,15}-(?<rung_place>[0-9]{1,15})$" $rung_place; '
+    assert f"{number}default $rung_request_id; }}" in by_user, (
+        "the number alone, without the seed, as in the other world"
+    )
     by_request = nginx.configuration(a_split(key="request"), THREE, 1)
     assert 'split_clients "$rung_number" $rung_drawn {' in by_request
     assert "$rung_who" not in by_request

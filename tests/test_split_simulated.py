@@ -8,13 +8,15 @@ import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from simpy import Environment
 
 from simulator.rehearsed import rehearsed, stop_of
 from simulator.run import capacity_rps, simulate
+from simulator.splitter import Splitter
 from stages.arms import records_of
 from stages.calibration import GatewayCosts
 from stages.metrics import summarise
-from stages.policies.splitting import bucket
+from stages.policies.splitting import Wanted, bucket
 from stages.records import Records
 from stages.spec import Stage, fleet_label
 from stages.traffic import Schedule, schedule
@@ -223,3 +225,19 @@ def test_the_stage_of_the_ladder_carries_everybody_with_its_champion() -> None:
     }
     assert isinstance(schedule(stage.traffic), Schedule)
     assert np.isfinite(capacity_rps(stage))
+
+
+def test_another_try_begins_with_no_label_of_the_one_before() -> None:
+    stage = a_split(guardrails={"accuracy_drop_max": 0.02, "requests_min": 1}, feedback={"share": 0.5, "delay_s": 1.0})
+    splitter = Splitter(stage, Environment(), 1)
+    splitter.experiment.ended("challenger", "", 0.1)
+    for _ in range(200):
+        splitter._labelled(0, "champion", True, None)
+        splitter._labelled(0, "challenger", False, None)
+    assert splitter.stopped is not None and splitter.stopped.broken.guardrail == "accuracy"
+    splitter.want(Wanted(0.5))
+    splitter._labelled(0, "challenger", False, None)  # of what was answered before
+    splitter._labelled(1, "champion", True, None)
+    counts = splitter.experiment.guard.arms
+    assert [(counts[arm].right, counts[arm].labelled) for arm in ("champion", "challenger")] == [(1, 1), (0, 0)]
+    assert splitter.stopped is None and splitter.experiment.share(0.0) == 0.5

@@ -34,7 +34,8 @@ def arms(folder: Path, share: float = 0.4, **overrides: Any) -> Iterator[Fleet]:
     never = {"gateway_eject_after": 1000}  # what its failures do to a replica is tested elsewhere
     with fleet(folder, 3, split=split | mine, **(never | overrides)) as made:
         assert made.stage.split is not None
-        split_file.begin(folder, split_file.first(made.stage.split, time.monotonic()))
+        if not (folder / split_file.SPLIT_FILE).exists():  # else it is a gateway that was killed
+            split_file.begin(folder, split_file.first(made.stage.split, time.monotonic()))
         yield made
 
 
@@ -154,6 +155,73 @@ def test_a_broken_guardrail_stops_the_challenger_and_nobody_is_its_any_more(tmp_
         await_share(made, 0.5)
         assert splitter(made)["arms"]["challenger"]["requests"] == 0
         assert [alert["state"] for alert in stops.look()] == ["resolved"]
+
+
+def test_a_stop_that_cannot_be_written_down_is_in_force_and_written_as_soon_as_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, failures = split_file.stop, iter(["the disk is full", "the disk is full"])
+
+    def fails_twice(*told: Any) -> split_file.Told:
+        for why in failures:
+            raise split_file.SplitError(why)
+        return stop(*told)
+
+    monkeypatch.setattr(split_file, "stop", fails_twice)
+    monkeypatch.setattr("reference_apps.splitter.AGAIN_S", 0.05)
+    with arms(tmp_path, 1.0, split_guardrails=GUARDRAILS) as made:
+        made.fakes[CHALLENGER].answer = (500, "model_error")
+        assert [ask(made, str(user)).status_code for user in range(12)] == [500] * 10 + [200] * 2
+        assert wait_until(lambda: stopped_in(tmp_path) == "errors", PATIENCE_S)
+
+
+def stopped_in(folder: Path) -> str:
+    told = split_file.read(folder)
+    assert told is not None
+    return told.stopped
+
+
+def test_a_gateway_that_cannot_read_whether_the_challenger_is_out_gives_it_to_nobody(tmp_path: Path) -> None:
+    (tmp_path / split_file.SPLIT_FILE).write_text("{")
+    with arms(tmp_path, 1.0) as made:
+        assert arm_of(ask(made, "1")) == "champion"
+        (tmp_path / split_file.SPLIT_FILE).unlink()
+        split_file.begin(tmp_path, split_file.first(made.stage.split or pytest.fail("no split"), 0.0))
+        await_share(made, 1.0)
+        assert arm_of(ask(made, "1")) == "challenger"
+
+
+def test_labels_of_another_try_do_not_stop_the_next_one(tmp_path: Path) -> None:
+    """The champion answers 0, the challenger 2: with the label 0 it is wrong each time, until it is tried again."""
+    limits = {"accuracy_drop_max": 0.02, "requests_min": 1}
+    with arms(tmp_path, 0.5, split_guardrails=limits, feedback={"share": 0.0}) as made:
+        made.publish(0, CHALLENGER)
+        made.await_rotation(0, CHALLENGER)
+        answers = [ask(made, str(user)) for user in range(100)]
+        late = answers.pop()
+        for answer in answers:
+            label(made, answer, 0)
+        assert wait_until(lambda: splitter(made)["stopped"] == "accuracy", PATIENCE_S), splitter(made)
+        assert wait_until(lambda: stopped_in(tmp_path) == "accuracy", PATIENCE_S)
+        split_file.set_share(tmp_path, 0.5, again=True)
+        await_share(made, 0.5)
+        label(made, late, 0)
+        label(made, ask(made, "1", x_rung_arm="challenger"), 2)
+        time.sleep(0.2)
+        told = splitter(made)
+        assert (told["stopped"], told["trial"]) == ("", 1)
+        assert [told["arms"][arm]["labelled"] for arm in ("champion", "challenger")] == [0, 0], (
+            "and none of a forced one"
+        )
+        label(made, ask(made, "1"), 0)
+        assert wait_until(
+            lambda: sum(counts["labelled"] for counts in splitter(made)["arms"].values()) == 1, PATIENCE_S
+        )
+
+
+def label(made: Fleet, answer: httpx.Response, value: int) -> None:
+    sent = {"request_id": answer.headers["x-request-id"], "label": value}
+    assert made.client.post("/feedback", json=sent).status_code in (200, 202)
 
 
 def test_labels_stop_a_challenger_that_is_wrong_too_often(tmp_path: Path) -> None:

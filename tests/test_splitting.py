@@ -95,7 +95,12 @@ def test_what_somebody_wants_stands_above_the_ramp_and_a_stop_above_both() -> No
 
 
 def test_replicas_have_the_version_and_the_device_of_their_arm() -> None:
-    changes = {"fleet.profiles": [T4, A100], "split.challenger_profile": A100, "split.challenger_replicas": 2}
+    changes = {
+        "fleet.profiles": [T4, A100],
+        "split.challenger_profile": A100,
+        "split.challenger_replicas": 2,
+        "cost": None,
+    }
     stage = load_stage("ab-test", {**changes, "split.challenger_facts": {"service_time_factor": 3.0}, "overload": True})
     assert arms.replicas_of(stage) == 4
     assert [arms.arm_of(stage, number) for number in range(8)] == 2 * (["champion"] * 2 + ["challenger"] * 2)

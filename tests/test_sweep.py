@@ -22,7 +22,7 @@ from simulator.run import simulate
 from simulator.sweep import METRICS, evaluate, evaluate_many, workers_pool
 from simulator.sweep_cli import app
 from simulator.sweep_plots import main_axis, pictures
-from simulator.sweep_table import cheapest, frame, verdict
+from simulator.sweep_table import Column, cheapest, fitting, frame, verdict
 from stages import bill, metrics
 from stages.spec import Stage, load_stage
 from stages.terminal import Exit
@@ -284,6 +284,37 @@ def test_the_verb_prints_a_table_writes_files_and_goes_on_where_it_was(
     assert told["points"][1]["metrics"]["cost_usd_per_hour"]["mean"] == pytest.approx(2 * 0.526 + 0.17)
     assert told["points"][0]["slo"] == "missed"
     assert told["cheapest"]["point"] in (1, 2)
+
+
+def test_a_narrow_terminal_is_spared_what_it_can_do_without() -> None:
+    columns = [
+        Column("replicas", ["1", "2"]),
+        Column("p95, ms", ["12.5 ± 0.1", "9.5 ± 0.1"]),
+        Column("in SLO, %", ["98.5 ± 0.1", "99.9 ± 0.0"], 1),
+        Column("busy, %", ["71.2", "35.6"], 3),
+        Column("USD/h", ["0.696", "1.222"], 2),
+        Column("SLO", ["met", "met"]),
+    ]
+    wide, nothing = fitting(columns, 8 + 10 + 10 + 7 + 5 + 3 + 5 * 3 + 2)
+    assert (wide, nothing) == (columns, [])
+    assert fitting(columns, 59)[1] == ["busy, %"]
+    narrow, left_out = fitting(columns, 36)
+    assert [column.heading for column in narrow] == ["replicas", "p95, ms", "SLO"]
+    assert left_out == ["in SLO, %", "busy, %", "USD/h"]
+    assert fitting(columns, 40)[1] == ["in SLO, %", "busy, %"], "a narrower one comes in where a wider one does not"
+    assert fitting(columns, 10)[0] == narrow, "the rest is always shown"
+
+
+def test_the_table_does_not_fold_on_eighty_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages.terminal.out, "_width", 80)
+    result = rung_sweep(*ASKED, "--over", "batching.max_batch_size=4,8")
+    assert result.exit_code == Exit.DONE, result.output
+    lines = result.stdout.splitlines()
+    head = next(number for number, line in enumerate(lines) if "replicas" in line and "p95, ms" in line)
+    assert "USD/1,000" in lines[head]
+    assert all(len(line) <= 80 for line in lines[head : head + 8])
+    assert all("±" in line or "infinite" in line for line in lines[head + 2 : head + 8])  # a point is a line
+    assert "Left out on lines of 80 characters: in SLO, %; busy, %. They are in sweep.parquet." in result.stdout
 
 
 @pytest.mark.parametrize(

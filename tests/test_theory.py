@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -82,6 +83,7 @@ def longer_at(load: float, count: int) -> int:
     return int(count * max(1.0, 0.02 / (1 - load) ** 2))
 
 
+@lru_cache(maxsize=REPLICATIONS)
 def mm1_run(load: float, seed: int) -> tuple[Floats, Floats]:
     """Queue waits and latencies in seconds of the arrivals after time 0, through `simulate`."""
     rate_rps, at_once = load / SERVICE_S, stationary(1, load, seed)
@@ -129,6 +131,7 @@ def test_mg1_mean_wait_with_a_calibrated_device() -> None:
     assert_agrees(lambda seed: mg1_wait_s(rate_rps, quantiles_s, 20_000, seed), closed_form)
 
 
+@lru_cache(maxsize=REPLICATIONS)
 def mmc_waits_s(servers: int, load: float, count: int, seed: int) -> Floats:
     """Waits in seconds of `count` arrivals at `servers` devices that take from one batcher, from steady state on."""
     rate_rps, at_once = servers * load / SERVICE_S, stationary(servers, servers * load, seed)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import metrics, timeseries
-from stages.records import REPLICAS, Records, looks_frame
+from stages.records import CACHE, REPLICAS, Records, looks_frame
 from stages.timeseries import Steps
 from tests.hand_made_runs import DEVICE, run, steady
 
@@ -150,3 +150,14 @@ def test_means_add_up_to_the_whole(one: Steps, bins: int) -> None:
     edges_s = np.linspace(0.0, 100.0, bins + 1)
     whole = one.means(np.array([0.0, 100.0]))[0] * 100.0
     assert float(one.means(edges_s) @ np.diff(edges_s)) == pytest.approx(whole)
+
+
+def test_hits_and_percentiles_are_of_those_that_were_sent_in_a_bin() -> None:
+    made = steady(0.02, count=4, size=2)  # two are sent 11 ms before each tenth of a second, and take 32 ms
+    looks = pl.Series("cache", ["miss", "miss", "hit", "miss", "hit", "hit", "", ""], dtype=pl.Enum(CACHE))
+    found = Records(made.requests.with_columns(looks), made.batches, made.replicas, made.window_s)
+    edges_s = np.array([0.0, 0.15, 0.25, 0.35, 0.45, 0.5])
+    assert timeseries.hit_ratios(found, edges_s) == pytest.approx([0.0, 0.5, 1.0, np.nan, np.nan], nan_ok=True)
+    expected = [0.032, 0.032, 0.032, 0.032, np.nan]
+    assert timeseries.latencies_s(found, edges_s) == pytest.approx(expected, nan_ok=True)
+    assert np.isnan(timeseries.hit_ratios(made, edges_s)).all()

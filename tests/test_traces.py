@@ -10,8 +10,8 @@ import pytest
 
 from stages import traces
 from stages.catalogue import example_trace
+from stages.demand import TraceRate, Traffic
 from stages.problems import StageError
-from stages.spec import TraceRate, Traffic
 from stages.traffic import schedule
 
 AZURE_LLM = """TIMESTAMP,ContextTokens,GeneratedTokens

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from stages.spec import Traffic, mean_rate_rps
+from stages.demand import Traffic
+from stages.spec import mean_rate_rps
 from stages.traffic import Schedule, at_rate, popularity, rate_at_rps, schedule, split, user_draws
 
 TRACE = str(Path(__file__).parents[1] / "stages/catalogue/example.trace.csv")

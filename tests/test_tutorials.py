@@ -203,6 +203,33 @@ def test_a_prediction_runs_in_this_process_and_the_rest_in_a_shell() -> None:
     assert str(running.WIDTH) in told.output
 
 
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        ("rung simulate single-vm", "here"),
+        ("rung ab plan \\\n    --rate 1", "here"),
+        ("rung ab simulate", "here"),
+        ("rung ab rehearse ab-test", "in a shell"),
+        ("rung ab", "in a shell"),
+        ("rung", "in a shell"),
+        ("rung ab plan | head -n 1", "in a shell"),
+        ("echo rung ab plan", "in a shell"),
+    ],
+)
+def test_only_what_starts_nothing_runs_in_this_process(
+    command: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "in_process", lambda _: running.Ran(0, "here"))
+    monkeypatch.setattr(running, "in_shell", lambda _: running.Ran(0, "in a shell"))
+    (block,) = read(f"```console\n$ {command}\n```\n")
+    assert [ran.output for ran in running.run(block, {})] == [where]
+
+
+def test_a_shell_has_no_registry_but_that_of_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNG_REGISTRY", "/of/the/reader")
+    assert running.in_shell("echo [$RUNG_REGISTRY]").output == "[]\n"
+
+
 @BY_NAME
 def test_every_number_of_the_prose_is_what_its_block_printed(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
@@ -285,5 +312,5 @@ def test_the_generated_pages_are_as_they_would_be_written_now() -> None:
 
 def test_the_reference_has_every_verb() -> None:
     text = reference.COMMANDS.read_text(encoding="utf-8")
-    for verb in ("simulate", "compare", "spike", "drill", "jobs run", "export prometheus"):
+    for verb in ("simulate", "compare", "spike", "drill", "jobs run", "ab plan", "export prometheus"):
         assert f"`rung {verb}`" in text

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -24,9 +26,11 @@ from reference_apps.replica_metrics import ReplicaMetrics
 from reference_apps.scrape import Scraped, Target, scrape, summed
 from stages.alerts import latency_bounds_of
 from stages.spec import Stage, load_stage
-from tests.conftest import PATIENCE_S, Rung, result
+from tests.conftest import PATIENCE_S, ROOT, Rung, processes_of, result
 from tests.listening import Receiver, listening
 from tests.made import a_stage
+
+pytestmark = pytest.mark.usefixtures("in_numpy")
 
 
 def replica_metrics(stage: Stage) -> ReplicaMetrics:
@@ -181,7 +185,7 @@ UNDER_WATCH = {
 
 
 def test_a_stage_that_is_up_alerts_and_shows_its_logs(
-    rung: Rung, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rung: Rung, verb: Rung, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receiver, given = Receiver(), [f"{key}={json.dumps(value)}" for key, value in UNDER_WATCH.items()]
     with listening(receiver) as hook:
@@ -199,28 +203,44 @@ def test_a_stage_that_is_up_alerts_and_shows_its_logs(
         assert [each["state"] for each in told] == ["pending", "firing", "resolved"]
         assert told[1:] == receiver.taken
 
-        lines = [json.loads(line) for line in rung("logs", "--request", "one-1", "--json").stdout.splitlines()]
+        lines = [json.loads(line) for line in verb("logs", "--request", "one-1", "--json").stdout.splitlines()]
         assert [(line["role"], line["number"], line["status"]) for line in lines] == [
             ("replica", 0, 200),
             ("gateway", None, 200),
         ]
-        shown = rung("logs", "load-balanced", "--level", "warning").stdout
+        shown = verb("logs", "load-balanced", "--level", "warning").stdout
         assert (
             "gateway: request" in shown
             and "reason=queue_full" in shown
             and "supervisor: load-balanced: errors" in shown
         )
-        followed = rung_in_background(rung, "logs", "--follow", "--json")
-        exported = result(rung("export", "prometheus", "load-balanced", "--out", str(tmp_path / "prom"), "--json"))
-        assert str(folder / "targets.json") in Path(exported["files"][0]).read_text()
-        roles = {each["labels"]["role"] for each in json.loads((folder / "targets.json").read_text())}
-        assert roles == {"gateway", "replica"}
-        assert "RungErrors" in Path(exported["files"][1]).read_text()
-        assert "RungLatency" not in Path(exported["files"][1]).read_text()  # as it is up, not as its file says
-        assert rung("down", "load-balanced").returncode == 0
+        with following() as follower:
+            assert follower.stdout is not None
+            first = follower.stdout.readline()  # it has found the stage, which may end now
+            exported = result(verb("export", "prometheus", "load-balanced", "--out", str(tmp_path / "prom"), "--json"))
+            assert str(folder / "targets.json") in Path(exported["files"][0]).read_text()
+            roles = {each["labels"]["role"] for each in json.loads((folder / "targets.json").read_text())}
+            assert roles == {"gateway", "replica"}
+            assert "RungErrors" in Path(exported["files"][1]).read_text()
+            assert "RungLatency" not in Path(exported["files"][1]).read_text()  # as it is up, not as its file says
+            down = result(rung("down", "load-balanced", "--json"))
+            followed = first + follower.stdout.read()
+    assert down == {"stopped": [{"stage": "load-balanced", "drained": True}]}
+    assert processes_of(runs) == []
     every_line = [json.loads(line) for log in folder.glob("*.log") for line in log.read_text().splitlines()]
     assert {line["role"] for line in every_line} == {"supervisor", "gateway", "replica"}
-    assert len(followed.result(PATIENCE_S).stdout.splitlines()) == len(every_line)
+    assert len(followed.splitlines()) == len(every_line)
+
+
+@contextlib.contextmanager
+def following() -> Iterator[subprocess.Popen[str]]:
+    """`rung logs --follow` in the background."""
+    command = [sys.executable, "-m", "rung", "logs", "--follow", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as follower:
+        try:
+            yield follower
+        finally:
+            follower.kill()
 
 
 def overload(url: str, enough: Callable[[], bool]) -> None:
@@ -239,16 +259,9 @@ def overload(url: str, enough: Callable[[], bool]) -> None:
             assert statuses <= {200, 503}
 
 
-def rung_in_background(rung: Rung, *words: str) -> Any:
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(rung, *words)
-    pool.shutdown(wait=False)
-    return future
-
-
-def test_a_webhook_without_an_address_is_told_before_anything_is_started(rung: Rung, runs: Path) -> None:
+def test_a_webhook_without_an_address_is_told_before_anything_is_started(rung: Rung, verb: Rung, runs: Path) -> None:
     done = rung("up", "single-vm", "--set", "alerts.webhook.url_env=RUNG_NO_SUCH_HOOK")
     assert done.returncode in (1, 2)
     assert "RUNG_NO_SUCH_HOOK must hold an address" in done.stderr
     assert "Traceback" not in done.stderr
-    assert result(rung("status", "--json")) == {"stages": []}
+    assert result(verb("status", "--json")) == {"stages": []}

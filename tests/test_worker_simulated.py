@@ -18,7 +18,7 @@ from simpy import Environment, Event
 from simulator.broker import Broker, Job, NewJob
 from simulator.clock import At
 from simulator.device import open_device
-from simulator.one_gpu import on_one_gpu
+from simulator.one_gpu import on_one_gpu, turns
 from simulator.run import simulate
 from simulator.sharing import Card, Gpu
 from simulator.worker import Worker
@@ -243,8 +243,9 @@ def test_two_models_that_do_not_fit_at_once_take_turns_and_both_are_answered() -
         assert starts_s >= ends_s  # never both on the card
     first, second = (records.batches["started_s"].to_numpy() for records in both)
     order = np.argsort(np.concatenate([first, second]))
-    turns = 1 + int(np.count_nonzero(np.diff(order >= first.size)))
-    assert turns >= 4
+    changes = 1 + int(np.count_nonzero(np.diff(order >= first.size)))
+    assert sum(turns(both)) == changes >= 4
+    assert abs(turns(both)[0] - turns(both)[1]) <= 1
 
 
 def test_two_models_that_fit_at_once_do_not_wait_for_each_other() -> None:
@@ -276,6 +277,8 @@ def test_one_that_is_idle_makes_room_long_before_its_turn_is_over() -> None:
 def test_a_model_larger_than_the_gpu_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match=r"at most device\.memory_gib"):
         Card(Gpu(Environment(), 8.0), 9.0, "huge")
+    with pytest.raises(ValueError, match="must differ among stages on one GPU, got model-1 twice"):
+        on_one_gpu([sharing(3.0, 5.0, 1), sharing(6.0, 5.0, 1)])
     with pytest.raises(ValueError, match="must be the same in all stages"):
         on_one_gpu([sharing(3.0, 5.0, 1), load_stage("queued")])
 

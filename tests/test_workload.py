@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.workload import SHARE, Workload, fluid_share, workload
+from stages.demand import Traffic
 from stages.problems import StageError
-from stages.spec import Traffic, mean_rate_rps
+from stages.spec import mean_rate_rps
 from stages.traffic import schedule
 
 

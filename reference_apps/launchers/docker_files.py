@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.demand import TraceRate
 from stages.fleet import Edge
-from stages.spec import Stage, TraceRate, stage_toml
+from stages.spec import Stage, stage_toml
 
 INSIDE = "/stage"  # where a container finds its stage
 REPLICA, GATEWAY = "replica", "gateway"

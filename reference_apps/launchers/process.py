@@ -5,7 +5,7 @@
                     ══ stdin pipe ══▶  ends with the launcher, whatever ended it: the process drains and goes
                     ── launchers/tethered.py ──▶ valkey-server, where the cache needs a server of its own
 
-Who is in rotation and who drains is in launchers/launcher.py.
+Who is in rotation and who drains is in launchers/members.py and launcher.py.
 """
 
 from __future__ import annotations

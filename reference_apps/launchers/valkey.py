@@ -113,6 +113,12 @@ def url(host: str, port: int, own_password: str) -> str:
     return f"redis://:{quote(own_password, safe='')}@{host}:{port}/0"
 
 
+def host_and_port(url: str) -> tuple[str, int]:
+    """Those of `redis://HOST:PORT`."""
+    host, _, port = url.removeprefix("redis://").rpartition(":")
+    return host, int(port)
+
+
 def free_port() -> int:
     """A port of this machine that nobody listens on at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as free:

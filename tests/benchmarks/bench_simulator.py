@@ -15,8 +15,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import simpy
@@ -32,9 +31,9 @@ from stages.calibration import HostCosts
 from stages.records import Records
 from stages.spec import Stage, load_stage
 from stages.traffic import Schedule, at_rate, schedule
+from tests.benchmarks.plain_simpy import Process, batching_server
 
 LOAD = 0.7
-Process = Generator[simpy.Event, Any, None]
 
 
 def plain_one_at_a_time(stage: Stage, arrivals_s: Floats) -> list[float]:
@@ -65,7 +64,6 @@ def plain_batches(stage: Stage, arrivals_s: Floats) -> list[float]:
     """Latencies in seconds of a batching server: requests in a Store, one process that collects and serves."""
     env = simpy.Environment()
     queue = simpy.Store(env)
-    max_batch_size, wait_s = stage.batching.max_batch_size, stage.batching.batch_wait_timeout_s
     service_time_s = open_device(stage).service_time_s
     latencies_s = []
 
@@ -75,31 +73,12 @@ def plain_batches(stage: Stage, arrivals_s: Floats) -> list[float]:
         yield done
         latencies_s.append(env.now - arrived_s)
 
-    def server() -> Process:
-        while True:
-            oldest = yield queue.get()
-            batch = [oldest]
-            time_is_up = env.timeout(max(0.0, oldest[0] + wait_s - env.now))
-            while len(batch) < max_batch_size:
-                if queue.items:
-                    batch.append((yield queue.get()))
-                    continue
-                getting = queue.get()
-                came = yield getting | time_is_up
-                if getting not in came:
-                    getting.cancel()
-                    break
-                batch.append(came[getting])
-            yield env.timeout(service_time_s(len(batch)))
-            for _, done in batch:
-                done.succeed()
-
     def source() -> Process:
         for arrived_s in arrivals_s.tolist():
             yield env.timeout(arrived_s - env.now)
             env.process(request())
 
-    env.process(server())
+    env.process(batching_server(env, queue, stage.batching, service_time_s))
     env.process(source())
     env.run()
     return latencies_s

@@ -18,7 +18,7 @@ import pstats
 import statistics
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,10 @@ from simulator import fast
 from simulator.device import open_device
 from simulator.run import capacity_rps
 from simulator.sweep import cores_here, evaluate, evaluate_many, workers_pool
-from stages.policies.balancing import Balancer, known_choices
+from stages.policies.balancing import Balancer, first_dice, known_choices
 from stages.spec import Stage, load_stage, with_overrides
 from stages.traffic import Schedule, at_rate, schedule
+from tests.benchmarks.plain_simpy import Process, batching_server
 
 LOAD = 0.7
 REPLICATIONS = 4
@@ -66,17 +67,19 @@ PARTS: dict[str, tuple[str, ...]] = {
     "records": ("fleet_records", "to_records"),
     "metrics, bill": ("measures",),
 }
-Process = Generator[simpy.Event, Any, None]
 
 
 def plain(stage: Stage, arrivals: Schedule, choices: list[int] | None) -> list[float]:
     """Latencies in seconds of a fleet of batching servers, in plain SimPy."""
     env, replicas = simpy.Environment(), stage.fleet.replicas
     queues = [simpy.Store(env) for _ in range(replicas)]
-    max_batch_size, wait_s = stage.batching.max_batch_size, stage.batching.batch_wait_timeout_s
     service_time_s = open_device(stage).service_time_s
     gateway = stage.gateway
-    balancer = None if gateway is None else Balancer(gateway.policy, stage.traffic.seed, gateway.sticky_load_bound)
+    balancer = None
+    if gateway is not None:  # its dice are thrown beforehand, as the sweep's are
+        seed, throws = stage.traffic.seed, gateway.policy == "power-of-two"
+        thrown = first_dice(seed, arrivals.arrivals_s.size).tolist() if throws else []
+        balancer = Balancer(gateway.policy, seed, gateway.sticky_load_bound, [(one, two) for one, two in thrown])
     outstanding = dict.fromkeys(range(replicas), 0)
     keys = arrivals.items.tolist()
     latencies_s: list[float] = []
@@ -94,32 +97,13 @@ def plain(stage: Stage, arrivals: Schedule, choices: list[int] | None) -> list[f
         outstanding[replica] -= 1
         latencies_s.append(env.now - arrived_s)
 
-    def server(queue: simpy.Store) -> Process:
-        while True:
-            oldest = yield queue.get()
-            batch = [oldest]
-            time_is_up = env.timeout(max(0.0, oldest[0] + wait_s - env.now))
-            while len(batch) < max_batch_size:
-                if queue.items:
-                    batch.append((yield queue.get()))
-                    continue
-                getting = queue.get()
-                came = yield getting | time_is_up
-                if getting not in came:
-                    getting.cancel()
-                    break
-                batch.append(came[getting])
-            yield env.timeout(service_time_s(len(batch)))
-            for _, done in batch:
-                done.succeed()
-
     def source() -> Process:
         for number, arrived_s in enumerate(arrivals.arrivals_s.tolist()):
             yield env.timeout(arrived_s - env.now)
             env.process(request(number))
 
     for queue in queues:
-        env.process(server(queue))
+        env.process(batching_server(env, queue, stage.batching, service_time_s))
     env.process(source())
     env.run()
     return latencies_s

@@ -42,6 +42,7 @@ from stages.records import Records
 from stages.spec import Stage, load_stage
 from stages.traffic import at_rate, popularity
 from tutorials.making.chapter import TUTORIALS
+from tutorials.making.peeking import peeking
 
 FIGURES = TUTORIALS / "figures"
 # Fonts are the reader's, so that text stays text; the same figure gives the same bytes.
@@ -232,7 +233,7 @@ BURST: Mapping[str, Any] = {
 }
 
 DRAWN: dict[str, Callable[[], Figure]] = {
-    draw.__name__: draw for draw in (hockey_stick, stall, batching, policies, spike, hit_ratio, backlog)
+    draw.__name__: draw for draw in (hockey_stick, stall, batching, policies, spike, hit_ratio, backlog, peeking)
 }
 
 

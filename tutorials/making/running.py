@@ -36,7 +36,8 @@ ROOT = TUTORIALS.parent
 WIDTH = 100  # of the terminal that outputs are written for, in characters
 LIMIT_S = 600.0  # for one command
 
-_PREDICTS = ("simulate", "show", "stages", "devices", "prices")
+# Verbs that start nothing, word by word.
+_PREDICTS = (("simulate",), ("show",), ("stages",), ("devices",), ("prices",), ("ab", "plan"), ("ab", "simulate"))
 _OF_A_SHELL = re.compile(r"[|<>;&$`*]")
 # What would colour the output, or make it wider.
 _OF_TERMINALS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "GITHUB_ACTIONS", "PY_COLORS", "LINES")
@@ -133,11 +134,14 @@ def _predicts(command: str) -> list[str] | None:
     if _OF_A_SHELL.search(command):
         return None
     words = shlex.split(command.replace("\\\n", " "))
-    return words[1:] if len(words) > 1 and words[0] == "rung" and words[1] in _PREDICTS else None
+    if words[:1] == ["rung"] and any(tuple(words[1 : 1 + len(verb)]) == verb for verb in _PREDICTS):
+        return words[1:]
+    return None
 
 
 def _environment(runs: Path) -> dict[str, str]:
-    bare = {name: value for name, value in os.environ.items() if name not in _OF_TERMINALS}
+    left_out = (*_OF_TERMINALS, "RUNG_REGISTRY")  # what a chapter publishes goes to its own runs
+    bare = {name: value for name, value in os.environ.items() if name not in left_out}
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     return bare | {
         "COLUMNS": str(WIDTH),
