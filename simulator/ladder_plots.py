@@ -91,7 +91,8 @@ def write(ladder: Ladder, folder: Path, caption: Sequence[str]) -> list[Path]:
 
 
 def _limits(cost: Axes, latency: Axes, ladder: Ladder) -> None:
-    """A cross where a stage is not enough any more, and the users up to whom it is."""
+    """A cross where a stage is not enough any more, and the users up to whom it is; names are a line apart."""
+    lines = 0
     for limit in ladder.limits:
         steps = [step for step in ladder.of(limit.stage) if step.tried is not None and step.users <= limit.enough]
         if limit.beyond is None or not steps:
@@ -100,13 +101,14 @@ def _limits(cost: Axes, latency: Axes, ladder: Ladder) -> None:
             axes.plot([limit.enough], [value], "x", color=BLACK, markersize=9, zorder=4, label=f"limit {limit.stage}")
         text = cost.annotate(
             *(f"{limit.stage}: {_users(limit.enough)}", (limit.enough, steps[-1].usd_per_day)),
-            xytext=(0, 8),
+            xytext=(0, 8 + 12 * lines),
             textcoords="offset points",
             ha="right",
             fontsize=8.5,
             color=GREY,
         )
         text.set_in_layout(False)
+        lines += 1
 
 
 def _name_levels(axes: Axes, steps: Sequence[Step]) -> None:

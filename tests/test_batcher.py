@@ -31,7 +31,7 @@ def test_a_case_worked_by_hand(case: Case) -> None:
     assert tuple(number for number, _ in found.expired) == case.expired
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(random_runs())
 def test_nobody_waits_for_company_longer_than_was_promised(run: Run) -> None:
     stage, schedule, calibration = run
@@ -44,7 +44,7 @@ def test_nobody_waits_for_company_longer_than_was_promised(run: Run) -> None:
         free_s = finished_s
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(random_runs(refusing=False))
 def test_a_batch_leaves_when_full_or_when_its_oldest_has_waited_enough(run: Run) -> None:
     stage, schedule, calibration = run
@@ -61,7 +61,7 @@ def test_a_batch_leaves_when_full_or_when_its_oldest_has_waited_enough(run: Run)
     assert [number for _, members in found.batches for number in members] == list(range(len(arrivals_s)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(random_runs())
 def test_every_request_has_one_end(run: Run) -> None:
     stage, schedule, calibration = run

@@ -307,7 +307,7 @@ def _first_answer_s(requests: pl.DataFrame) -> dict[int, float]:
     return dict(answered.group_by("item").agg(pl.col("gateway_out_s").min()).iter_rows())
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     run=random_fleets(),
     distinct=st.integers(1, 8),
@@ -329,7 +329,7 @@ def test_random_fleets_with_a_cache_forget_nobody(
     assert single_flight or not records.requests.filter(pl.col("cache") == "joined").height
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(run=random_fleets(refusing=False), distinct=st.integers(1, 8), seed=st.integers(0, 2**32))
 def test_where_nobody_is_refused_each_item_is_computed_once(run: Run, distinct: int, seed: int) -> None:
     stage, schedule, calibration = run

@@ -231,7 +231,7 @@ TTLS = st.none() | st.integers(1, 40).map(float)
 
 
 @EACH_POLICY
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(max_bytes=st.integers(10, 90), ttl_s=TTLS, steps=STEPS)
 def test_each_policy_does_what_its_model_does(
     name: CachePolicy, max_bytes: int, ttl_s: float | None, steps: list[tuple[str, int, int]]
@@ -254,7 +254,7 @@ def test_each_policy_does_what_its_model_does(
 
 
 @EACH_POLICY
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(max_bytes=st.integers(10, 90), ttl_s=TTLS, steps=STEPS)
 def test_what_is_told_to_go_is_not_found_and_what_is_too_old_is_no_hit(
     name: CachePolicy, max_bytes: int, ttl_s: float | None, steps: list[tuple[str, int, int]]

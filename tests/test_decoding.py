@@ -268,7 +268,7 @@ def never_fails(decoded: Callable[[], np.ndarray]) -> None:
         assert np.isfinite(inputs).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(EXAMPLE_PNG) - 1), st.integers(0, 255)), max_size=4), st.integers(0, 200))
 def test_damaged_pictures_are_refused_in_words(changes: list[tuple[int, int]], length: int) -> None:
     damaged = bytearray(EXAMPLE_PNG)
@@ -283,7 +283,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(json_values.map(lambda value: {"input": value}) | json_values)
 def test_any_json_is_read_or_refused_in_words(document: object) -> None:
     body = orjson.dumps(document) if not _too_large(document) else str(document).encode()

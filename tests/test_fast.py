@@ -81,7 +81,7 @@ def fleets_without_ties(draw: st.DrawFn) -> tuple[Stage, Calibration | None, int
     return stage, calibrated(stage, draw(st.sampled_from([None, 0.0, 0.0001, 0.002]))), draw(st.integers(0, 2**32))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(fleets_without_ties())
 def test_any_fleet_is_the_same(fleet: tuple[Stage, Calibration | None, int]) -> None:
     stage, calibration, seed = fleet
@@ -91,7 +91,7 @@ def test_any_fleet_is_the_same(fleet: tuple[Stage, Calibration | None, int]) -> 
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(random_fleets(), st.integers(0, 2**32))
 def test_fleets_with_bursts_and_ties_are_the_same(fleet: Run, seed: int) -> None:
     stage, offered, calibration = fleet
@@ -171,7 +171,7 @@ def scaled_fleets(draw: st.DrawFn) -> tuple[Stage, Calibration | None, int]:
     return stage, calibrated(stage, draw(st.sampled_from([None, 0.0, 0.0005]))), draw(st.integers(0, 2**32))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(scaled_fleets())
 def test_a_fleet_that_comes_and_goes_is_the_same(fleet: tuple[Stage, Calibration | None, int]) -> None:
     stage, calibration, seed = fleet

@@ -307,9 +307,7 @@ def test_what_cannot_be_done_is_told_in_words(
 
 
 @pytest.mark.timeout(180)
-def test_a_queued_stage_comes_up_from_nobody_and_goes_back(
-    rung: Rung, verb: Rung, runs: Path, tmp_path: Path
-) -> None:
+def test_a_queued_stage_comes_up_from_nobody_and_goes_back(rung: Rung, verb: Rung, runs: Path, tmp_path: Path) -> None:
     """Workers come with the backlog of a file of jobs, and go after it; what is stored outlives `rung down`."""
     quick = [
         "device.slowdown=4.0",

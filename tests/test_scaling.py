@@ -232,7 +232,7 @@ def _run(scaling: Scaling, loads: list[tuple[float | None, float, int]], replica
     return states
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(scaling=scalings(), loads=LOADS, start=st.integers(0, 11))
 def test_whatever_is_seen_the_bounds_hold(
     scaling: Scaling, loads: list[tuple[float | None, float, int]], start: int
@@ -242,7 +242,7 @@ def test_whatever_is_seen_the_bounds_hold(
         assert scaling.min_replicas <= state.wanted <= scaling.max_replicas
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(scaling=scalings(["target-tracking"]), loads=LOADS)
 def test_no_direction_is_turned_round_within_the_window(
     scaling: Scaling, loads: list[tuple[float | None, float, int]]
@@ -256,7 +256,7 @@ def test_no_direction_is_turned_round_within_the_window(
             assert all(n >= after.wanted if rise else n <= after.wanted for n in then)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(scaling=scalings(["keda"]), loads=LOADS)
 def test_the_last_replica_goes_only_after_the_cool_down(
     scaling: Scaling, loads: list[tuple[float | None, float, int]]
@@ -273,7 +273,7 @@ def test_the_last_replica_goes_only_after_the_cool_down(
             assert loads[int(at_s) - 1][1] > scaling.activation_rps
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(scaling=scalings(["step"]), loads=LOADS)
 def test_steps_keep_their_distance(scaling: Scaling, loads: list[tuple[float | None, float, int]]) -> None:
     states = _run(scaling, loads, scaling.min_replicas)

@@ -71,7 +71,7 @@ def a_crew(calibration: Calibration = SECOND_EACH, max_batch_size: int = 1, **qu
 # ---- batches ----
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(random_runs(refusing=False))
 def test_one_worker_makes_the_very_batches_of_a_replica(run: Run) -> None:
     """A queue changes who fetches what, and not when a batch leaves, nor how large it is."""
@@ -85,7 +85,7 @@ def test_one_worker_makes_the_very_batches_of_a_replica(run: Run) -> None:
     assert_frame_equal(direct.requests.drop(own), queued.requests.drop(own), check_exact=True)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(random_runs(), st.integers(1, 4), st.integers(4, 40), st.integers(1, 200))
 def test_random_queues_keep_every_invariant(run: Run, workers: int, depth: int, patience: int) -> None:
     stage, schedule, calibration = run
@@ -165,7 +165,7 @@ def test_a_job_that_kills_every_worker_is_a_dead_letter() -> None:
     assert [(letter.request, letter.attempts) for letter in crew.broker.dead()] == [(0, 3)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.01, 8.0), max_size=30), st.integers(1, 25), st.integers(1, 3))
 def test_whatever_is_killed_every_job_has_one_result_or_is_a_dead_letter(
     lives_s: list[float], count: int, workers: int
