@@ -15,7 +15,8 @@ from pathlib import Path
 import polars as pl
 
 from reference_apps.launchers.member import Life
-from stages.records import BATCHES, REASONS, REPLICAS, REQUESTS, Records
+from stages.outcomes import REASONS
+from stages.records import BATCHES, REPLICAS, REQUESTS, Records
 
 SCHEMA: dict[str, type[pl.DataType]] = {
     "request": pl.Int64,

@@ -90,7 +90,7 @@ async def send_answer(send: Send, answer: Answer) -> None:
 
 
 def problem(status: int, title: str, detail: str, retry_after_s: float | None = None) -> Answer:
-    """An error as RFC 9457 puts it, application/problem+json; `title` is one of stages.records.REASONS."""
+    """An error as RFC 9457 puts it, application/problem+json; `title` is one of stages.outcomes.REASONS."""
     headers = [(b"content-type", PROBLEM)]
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, round(retry_after_s))))

@@ -14,7 +14,7 @@ from reference_apps.asgi import Answer, Headers, deadline_of, problem
 from reference_apps.rotation import Replica
 from reference_apps.upstream import Reply
 from stages.policies import admission as admits
-from stages.records import REASONS
+from stages.outcomes import REASONS
 from stages.spec import Stage
 
 # What a client's reason makes of its request, where it is not "failed".
@@ -57,7 +57,7 @@ class Room:
 
 
 class Ended(NamedTuple):
-    """How one try ended: with a reply of any status, or with none. `reason` is one of stages.records.REASONS."""
+    """How one try ended: with a reply of any status, or with none. `reason` is one of stages.outcomes.REASONS."""
 
     reason: str
     sent: bool
@@ -133,7 +133,7 @@ def _user_of(headers: Headers) -> str:
 
 
 def reason_of(reply: Reply) -> str:
-    """The reason of stages.records.REASONS that a replica's answer gives; a strange one is taken for an error."""
+    """The reason of stages.outcomes.REASONS that a replica's answer gives; a strange one is taken for an error."""
     if reply.status == 200:
         return ""
     if reply.status < 500:

@@ -259,7 +259,7 @@ def described(result: Result) -> bytes:
 
 
 def failure(title: str, detail: str) -> str:
-    """The `answer` of a job that has none, as JSON; `title` is one of stages.records.REASONS."""
+    """The `answer` of a job that has none, as JSON; `title` is one of stages.outcomes.REASONS."""
     return orjson.dumps({"title": title, "detail": detail}).decode()
 
 

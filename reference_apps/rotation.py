@@ -95,7 +95,7 @@ class Rotation:
         return [r for r in self.replicas.values() if not r.draining and r.health.in_rotation(now_s)]
 
     def came_back(self, replica: Replica, reason: str, now_s: float) -> None:
-        """A request to `replica` ended: with an answer, or with one of stages.records.REASONS."""
+        """A request to `replica` ended: with an answer, or with one of stages.outcomes.REASONS."""
         health = replica.health.after_request(not speaks_against(reason), now_s)
         if health.ejected(now_s) and not replica.health.ejected(now_s):
             log.warning("replica %d is ejected for %g s: %s", replica.number, self._gateway.eject_s, reason)

@@ -42,7 +42,7 @@ class Address(NamedTuple):
 
 
 class LostError(ConnectionError):
-    """No answer came. `reason` is one of stages.records.REASONS; `sent` says whether the request went out."""
+    """No answer came. `reason` is one of stages.outcomes.REASONS; `sent` says whether the request went out."""
 
     def __init__(self, reason: str, sent: bool, detail: str) -> None:
         super().__init__(detail)

@@ -26,7 +26,7 @@ RESEND_S = 0.2
 class Line:
     """The way to one replica, whose requests go to `submit(request, deadline_s)`.
 
-    `lost(request, reason, sent)` is told of one that will have no answer: `reason` is one of stages.records.REASONS,
+    `lost(request, reason, sent)` is told of one that will have no answer: `reason` is one of stages.outcomes.REASONS,
     `sent` says whether any of it went out. `mended` fires when the line is sound again.
     """
 

@@ -20,7 +20,8 @@ import polars as pl
 
 from simulator.draws import Floats
 from simulator.host import Host, Ints
-from stages.records import ARMS, BATCHES, CACHE, OUTCOMES, REASONS, REPLICAS, REQUESTS, Records
+from stages.outcomes import ARMS, CACHE, OUTCOMES, REASONS
+from stages.records import BATCHES, REPLICAS, REQUESTS, Records
 
 ANSWERED, QUEUE_FULL, DEADLINE, CLIENT_TIMEOUT, MODEL_ERROR = (
     REASONS.index(name) for name in ("", "queue_full", "deadline", "client_timeout", "model_error")
@@ -68,11 +69,11 @@ class GatewayLog:
     arrived_s: Floats  # in the queue of the last replica that it was sent to
     out_s: Floats  # that replica's answer or refusal was back
     replied_s: Floats  # back at the client, if it waits so long
-    reasons: list[str]  # of stages.records.REASONS
+    reasons: list[str]  # of stages.outcomes.REASONS
     replicas: Ints  # the last that it was sent to; -1 for none
     tries: Ints
-    caches: list[str]  # of stages.records.CACHE
-    arms: list[str]  # of stages.records.ARMS
+    caches: list[str]  # of stages.outcomes.CACHE
+    arms: list[str]  # of stages.outcomes.ARMS
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ class Passage:
     replied_s: float = inf
     reason: str = "unfinished"
     over: bool = False
-    cache: str = ""  # what a look into the cache gave, of stages.records.CACHE
+    cache: str = ""  # what a look into the cache gave, of stages.outcomes.CACHE
     user: str = ""  # who sent it
-    arm: str = ""  # the version that it is for, of stages.records.ARMS
+    arm: str = ""  # the version that it is for, of stages.outcomes.ARMS
 
 
 def log_of(passages: Sequence[Passage]) -> GatewayLog:

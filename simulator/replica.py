@@ -24,7 +24,7 @@ from stages.spec import Stage
 
 __all__ = ["Replica"]
 
-# (request, when its answer or refusal is back where it came from, one of stages.records.REASONS: "" for an answer)
+# (request, when its answer or refusal is back where it came from, one of stages.outcomes.REASONS: "" for an answer)
 Settled = Callable[[int, float, str], None]
 
 

@@ -17,28 +17,7 @@ from pathlib import Path
 
 import polars as pl
 
-OUTCOMES = ("ok", "shed", "timed_out", "failed")
-REASONS = (
-    "",
-    "queue_full",
-    "deadline",
-    "client_timeout",
-    "draining",
-    "connection",
-    "bad_input",
-    "model_error",
-    "unfinished",
-    "gateway_full",
-    "no_replica",
-    "upstream_lost",
-    "upstream_timeout",
-)
-
-# What a look into the gateway's cache gave: the answer, the wait for that of another request, or neither.
-CACHE = ("", "hit", "joined", "miss")
-
-# Which version of the model a request was for, where two are in production.
-ARMS = ("", "champion", "challenger")
+from stages.outcomes import ARMS, CACHE, OUTCOMES, REASONS
 
 _Columns = dict[str, pl.DataType | type[pl.DataType]]
 

@@ -170,8 +170,8 @@ def rung(runs: Path) -> Rung:
 def verb(runs: Path) -> Rung:
     """The same in this process, which spares a process its imports: for verbs that leave nothing running.
 
-    What they start would have this process for its parent, and be waited for by nobody; and without an engine `down` leaves
-    sockets of the Docker client open, which is a warning here.
+    What they start would have this process for its parent, and be waited for by nobody; and without an engine `down`
+    leaves sockets of the Docker client open, which is a warning here.
     """
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from loadtests.checks import SelfCheck, self_check, why_void
 from loadtests.raw_rows import SCHEMA, Fired
 
 SERVICE_S = 0.010
-SOUND = SelfCheck(lag_s_p50=0.0001, lag_s_p99=0.001, fired_share=1.0, generator_cpu_share=0.5, foreign_cpu_share=0.02)
+SOUND = SelfCheck(lag_s_p50=0.0001, lag_s_p99=0.001, fired_share=1.0, generator_cpu_share=0.5, foreign_cpu_share=0.01)
 
 
 def fired(*scheduled_and_sent_s: tuple[float, float], due: int, cpu_share: float = 0.0) -> Fired:
@@ -46,6 +46,11 @@ def test_a_run_on_the_edge_is_sound(changes: dict[str, float]) -> None:
         (
             {"lag_s_p99": math.inf},
             "The generator was late: p99 of its lag was inf ms, over 10% of the service time of 10.00 ms.",
+        ),
+        (
+            {"lag_s_p99": 0.0011, "foreign_cpu_share": 0.04},
+            "The generator was late: p99 of its lag was 1.10 ms, over 10% of the service time of 10.00 ms. "
+            "Meanwhile 4% of the host's cores went to something else, or to its neighbours.",
         ),
         ({"fired_share": 0.979}, "Only 97.9% of the schedule was fired, under 98%."),
         ({"generator_cpu_share": 0.91}, "The generator took 91% of a core, over 90%."),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.policies.health import Health, speaks_against
-from stages.records import REASONS
+from stages.outcomes import REASONS
 
 FRESH = Health(unhealthy_after=3, healthy_after=2, eject_after=3, eject_s=5.0)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.policies.retrying import BUDGET_WINDOW_S, RetryBudget, safe_to_retry
-from stages.records import REASONS
+from stages.outcomes import REASONS
 
 
 def test_what_may_be_tried_again() -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import metrics, timeseries
-from stages.records import CACHE, REPLICAS, Records, looks_frame
+from stages.outcomes import CACHE
+from stages.records import REPLICAS, Records, looks_frame
 from stages.timeseries import Steps
 from tests.hand_made_runs import DEVICE, run, steady
 

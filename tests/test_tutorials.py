@@ -289,7 +289,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_figure_is_shown_and_every_shown_figure_is_drawn() -> None:
     shown = {name for path in CHAPTERS for name in re.findall(r"\(figures/(\w+)\.svg\)", path.read_text("utf-8"))}
-    assert shown == set(figures.DRAWN) == {path.stem for path in figures.FIGURES.glob("*.svg")}
+    # The ladder takes minutes to climb: `rung ladder` drew it.
+    assert shown | {"ladder"} == {*figures.DRAWN, "ladder"} == {path.stem for path in figures.FIGURES.glob("*.svg")}
 
 
 @pytest.mark.parametrize("name", figures.DRAWN)

@@ -89,9 +89,8 @@ def test_up_status_restart_down(rung: Rung, verb: Rung, runs: Path) -> None:
 
 
 def test_nothing_is_up(verb: Rung, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        docker_engine, "sweep_if_there", lambda *_: []
-    )  # an engine that is not there leaves sockets open
+    # An engine that is not there leaves sockets open.
+    monkeypatch.setattr(docker_engine, "sweep_if_there", lambda *_: [])
     assert verb("status").stdout == "Nothing is up. Start a stage with `rung up micro-batched`.\n"
     assert verb("down").stdout == "Nothing is up.\n"
     assert result(verb("down", "--json")) == {"stopped": []}

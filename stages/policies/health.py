@@ -18,7 +18,7 @@ _REPLICAS_FAULT = frozenset({"connection", "model_error", "upstream_lost", "upst
 
 
 def speaks_against(reason: str) -> bool:
-    """Whether a try that ended with this reason (of `stages.records.REASONS`) counts as a failure of its replica."""
+    """Whether a try that ended with this reason (of `stages.outcomes.REASONS`) counts as a failure of its replica."""
     return reason in _REPLICAS_FAULT
 
 

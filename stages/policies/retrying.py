@@ -17,7 +17,7 @@ _SAFE = frozenset({"queue_full", "draining", "connection", "upstream_lost"})
 
 
 def safe_to_retry(failure: str, sent: bool) -> bool:
-    """Whether a try that ended with this reason (of `stages.records.REASONS`) may be repeated elsewhere.
+    """Whether a try that ended with this reason (of `stages.outcomes.REASONS`) may be repeated elsewhere.
 
     `sent` says whether any byte of the request went out. A timeout may be repeated only where nothing did (the
     connection was not made in time): otherwise the replica may be at it still, and a second try doubles the load

@@ -2,8 +2,8 @@
 
     the fixture in_numpy ── PYTHONPATH ──▶ this module ──▶ reference_apps.models.load_model, once it is imported
 
-PyTorch takes longer to import than all the rest of a replica together. Weights that a stage names, other models and real
-GPUs are left to it.
+PyTorch takes longer to import than all the rest of a replica together. Weights that a stage names, other models and
+real GPUs are left to it.
 """
 
 from __future__ import annotations

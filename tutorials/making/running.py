@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from sybil import Example
 from typer.testing import CliRunner
@@ -77,9 +78,12 @@ def run(block: Block, namespace: dict[str, Any]) -> Iterator[Ran]:
 def in_process(words: list[str]) -> Ran:
     """Runs `rung` with these words in this process, which has imported all that it needs already."""
     from rung import app
+    from stages import terminal
 
     bare: dict[str, str | None] = dict.fromkeys(_OF_TERMINALS)
-    done = CliRunner().invoke(app, words, env=bare | {"COLUMNS": str(WIDTH), "NO_COLOR": "1"})
+    # A console that was told its width once, by whatever ran before in this process, asks the environment no more.
+    with mock.patch.object(terminal.out, "_width", WIDTH), mock.patch.object(terminal.err, "_width", WIDTH):
+        done = CliRunner().invoke(app, words, env=bare | {"COLUMNS": str(WIDTH), "NO_COLOR": "1"})
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return Ran(done.exit_code, done.output.replace(f"{ROOT}/", ""))
