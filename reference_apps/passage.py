@@ -13,8 +13,8 @@ import orjson
 from reference_apps.asgi import Answer, Headers, deadline_of, problem
 from reference_apps.rotation import Replica
 from reference_apps.upstream import Reply
-from stages.policies import admission as admits
 from stages.outcomes import REASONS
+from stages.policies import admission as admits
 from stages.spec import Stage
 
 # What a client's reason makes of its request, where it is not "failed".

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.policies.health import Health, speaks_against
 from stages.outcomes import REASONS
+from stages.policies.health import Health, speaks_against
 
 FRESH = Health(unhealthy_after=3, healthy_after=2, eject_after=3, eject_s=5.0)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.policies.retrying import BUDGET_WINDOW_S, RetryBudget, safe_to_retry
 from stages.outcomes import REASONS
+from stages.policies.retrying import BUDGET_WINDOW_S, RetryBudget, safe_to_retry
 
 
 def test_what_may_be_tried_again() -> None:
