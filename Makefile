@@ -18,7 +18,7 @@ setup: .venv/ready  ## make .venv with what running needs
 # as well. Void runs are told, and are no reason to stop.
 demo: .venv/ready  ## load a real service, predict it, compare the two: about a minute, after the first time
 	@$(BIN)/rung compare micro-batched --short --loads 0.2,0.5,0.8,0.95,1.2 --repeat 2 --out runs/demo \
-		--set device.slowdown=4 --set batching.batch_wait_timeout_s=0.02 --set slo.latency_s=0.4 || [ $$? -eq 3 ]
+		--set device.slowdown=4 --set traffic.rate.rate_rps=110 --set batching.batch_wait_timeout_s=0.02 --set slo.latency_s=0.4 || [ $$? -eq 3 ]
 
 test: .venv/ready-dev  ## run the tests, as CI does: within 10 minutes on 2 cores
 	@$(BIN)/python -m pytest -q -n 3 --dist loadfile
