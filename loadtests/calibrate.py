@@ -43,9 +43,9 @@ from stages.streams import stream
 GATHER_S = 0.012
 # Bursts follow closely, so that the device is about as busy as under load.
 REST_S = 0.006
-# The most of the cores that something else may take during one run of a calibration: the first tries ask for a quiet
-# machine, because a freak of a few milliseconds in a calibration is a tail in every prediction; the later ones give in.
-FOREIGN_CPU_MAX_OF_ATTEMPT = (0.03, 0.03, FOREIGN_CPU_MAX, FOREIGN_CPU_MAX, FOREIGN_CPU_MAX)
+# The most of the cores that something else may take during one run of a calibration: the first try asks for a quiet
+# machine, because a freak of a few milliseconds in a calibration is a tail in every prediction; the others give in.
+FOREIGN_CPU_MAX_OF_ATTEMPT = (0.03, FOREIGN_CPU_MAX, FOREIGN_CPU_MAX)
 LOW_LOAD = 0.1
 # A gateway's hops hold no wait of the replica, so that its own low load may be higher: cores then are as awake as in
 # the runs to be predicted, and the gateway still is nearly idle.
