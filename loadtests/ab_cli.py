@@ -49,7 +49,7 @@ def plan(
     effect: EffectOption = 0.01,
     baseline: BaselineOption = 0.97,
     rate: Annotated[float | None, typer.Option(help="Requests per second of both arms; 50 without it.")] = None,
-    share: Annotated[float | None, typer.Option(help="The challenger's share of them; 0.05 without it.")] = None,
+    share: Annotated[float | None, typer.Option(help="Share of the challenger; else a ramp's last, or 0.05.")] = None,
     labelled: Annotated[float | None, typer.Option(help="The share of answers that get a label; 1 without it.")] = None,
     delay: Annotated[float | None, typer.Option(help="Seconds from an answer to its label; 0 without it.")] = None,
     alpha: AlphaOption = 0.05,
@@ -61,7 +61,10 @@ def plan(
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """How many labelled requests an experiment takes, and how long: with one look, and with looks all the time."""
+    """How many labelled requests an experiment takes, and how long: with one look, and with looks all the time.
+
+    A ramp's time before its last step is not counted.
+    """
     from loadtests.ab_report import plan_document, print_plan
     from loadtests.verbs import stage_of
     from simulator.experiments import plan as made
@@ -219,7 +222,9 @@ def _of_stage(stage: Stage) -> tuple[float, float, float, float]:
     rate_rps = mean_rate_rps(stage.traffic)
     if rate_rps is None:
         fail(f'{stage.name}: traffic.loop is "closed", and has no rate of its own. Give --rate instead.', Exit.MISUSED)
-    share = stage.split.challenger_share if stage.split is not None else 0.05
+    share = 0.05
+    if stage.split is not None:  # labels before the last step of a ramp are few
+        share = stage.split.challenger_share if stage.split.ramp is None else stage.split.ramp.shares[-1]
     if stage.feedback is None:
         return rate_rps, share, 1.0, 0.0
     return rate_rps, share, stage.feedback.share, stage.feedback.delay_s

@@ -6,9 +6,9 @@ whose cost?
                                                                                                               ├─▶ rows
     the same schedule, ramp, version ─▶ rehearsed, and with other dice ─▶ Stopped, Records ───────────────────┘
 
-The prediction knows the version's facts (how slow, how often it fails, how often right), as its metadata say them. On
-which inputs a version fails follows from their bytes, which both worlds know; whether an answer is right is drawn. It
-never sees the run.
+The prediction knows the versions' facts (how slow, how often they fail), as their metadata say them, on which of the
+inputs that are sent a version fails, which follows from their bytes, and which of them it is right on: it is asked
+beforehand (loadtests/answers.py). It never sees the run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import polars as pl
 
+from loadtests.answers import right_answers
 from loadtests.calibrate import Launch, machine
 from loadtests.checks import why_void
 from loadtests.compare import least_service_s
@@ -106,7 +107,8 @@ def rehearse(
     (folder / "stage.toml").write_text(stage_toml(point), encoding="utf-8")
     arrivals = schedule(point.traffic)
     loaded, measured = _measured(point, calibration, folder, launch, on_progress)
-    predicted = rehearsed(point, arrivals, calibration, crash_position=crash_positions(point))
+    crashes_at, right = crash_positions(point), right_answers(point)
+    predicted = rehearsed(point, arrivals, calibration, crash_position=crashes_at, right=right)
     void = why_void(loaded.check, least_service_s(calibration))
     _leave(folder, asdict(loaded.check) | {"void": void}, loaded.records, predicted)
     foreseen = out_of(point, predicted.stopped)
@@ -153,12 +155,13 @@ def rows(measured: Out, predicted: Out, dice: list[Out], real: Records, model: R
 
 
 def _thrown(stage: Stage, calibration: Calibration, on_progress: Progress) -> list[Out]:
-    """What other dice make of it: labels, hops, and the inputs that a version fails on."""
+    """What other dice make of it: labels, hops, and the inputs, those that a version fails on or is wrong on."""
     arrivals, found = schedule(stage.traffic), []
     for number in range(DICE):
         on_progress(f"{stage.name}: predictions", float(number), float(DICE))
         seed = stage.traffic.seed + 1000 * (number + 1)
-        found.append(out_of(stage, stop_of(stage, arrivals, calibration, seed=seed)))
+        right = right_answers(stage, seed)
+        found.append(out_of(stage, stop_of(stage, arrivals, calibration, seed=seed, right=right)))
     return found
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reference_apps.broker import BrokerDownError, BrokerFullDiskError
+from reference_apps.sqlite_log import write_ahead
 
 BUSY_TIMEOUT_S = 5.0
 FLUSH_INTERVAL_S = 1.0
@@ -199,7 +200,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             f"{path}: {error}. There would be no queue. Give a place that can be written to."
         ) from error
     try:
-        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        mode = write_ahead(db, BUSY_TIMEOUT_S)
         db.execute(f"PRAGMA journal_size_limit = {_LOG_MAX_BYTES}")
         db.execute("PRAGMA fullfsync = ON")  # macOS, whose fsync alone does not reach the disk
         db.execute("PRAGMA checkpoint_fullfsync = ON")

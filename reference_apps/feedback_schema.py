@@ -26,6 +26,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from reference_apps.feedback_errors import FeedbackDownError
+from reference_apps.sqlite_log import write_ahead
 from stages.feedback import Feedback
 
 FILE = "feedback.db"
@@ -180,7 +181,7 @@ def _prepare(raw: Any, read_only: bool) -> None:
     raw.isolation_level = None  # transactions begin where we say so
     cursor = raw.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_TIMEOUT_S)}")
-    cursor.execute("PRAGMA journal_mode = WAL")
+    write_ahead(cursor, BUSY_TIMEOUT_S)
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute(f"PRAGMA query_only = {'ON' if read_only else 'OFF'}")
     cursor.close()

@@ -27,6 +27,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from reference_apps.sqlite_log import write_ahead
+
 # Jobs that one question names at most: SQLite takes no more than so many thousand parameters.
 ASKED_MAX = 500
 BUSY_TIMEOUT_S = 5.0
@@ -267,7 +269,7 @@ def _prepare(raw: Any, durable: bool) -> None:
     """What every connection to SQLite is told first: readers and one writer at a time, who wait for each other."""
     cursor = raw.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_TIMEOUT_S)}")
-    cursor.execute("PRAGMA journal_mode = WAL")
+    write_ahead(cursor, BUSY_TIMEOUT_S)
     cursor.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
     cursor.close()
 

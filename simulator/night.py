@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf, isfinite
 from typing import NamedTuple
 
@@ -21,10 +22,10 @@ from simpy import Environment, Event
 
 from simulator.broker import Broker, NewJob
 from simulator.clock import At
-from simulator.device import Device, open_device
+from simulator.device import open_device
 from simulator.worker import Worker
 from stages.bill import Bill, Item, bill_of_work, mean_items
-from stages.calibration import Calibration, HostCosts
+from stages.calibration import Calibration
 from stages.night import Night, contracted
 from stages.spec import Stage, of_replica
 from stages.streams import stream
@@ -143,7 +144,6 @@ class _Crew:
     ) -> None:
         assert stage.queue is not None
         self._stage, self._calibration, self._seed = stage, calibration, seed
-        self._host = calibration.host if calibration else HostCosts()
         self._interruptions_per_hour = interruptions_per_hour
         self._cold_start_s = stage.scaling.cold_start.total_s if stage.scaling else 0.0
         self._lease_s = stage.queue.lease_s
@@ -151,6 +151,10 @@ class _Crew:
         self._broker = Broker(stage.queue, self._env)
         self._broker.put([NewJob(number, stage.queue.priorities - 1) for number in range(backlog)])
         self._backlog, self._stored = backlog, set[int]()
+        host = calibration.host if calibration else None
+        self._new = partial(
+            Worker, stage, self._env, broker=self._broker, stored=self._stored, ended=self._ended, host=host
+        )
         self._done = self._env.event()
         self._interruptions = 0
         self._keep_times, self._finished_s = keep_times, list[float]()
@@ -179,7 +183,7 @@ class _Crew:
             yield from self._until(min(ends_s, started_s + self._cold_start_s, LIMIT_S))
             worker = None
             if env.now < min(ends_s, LIMIT_S) and not self._done.triggered:
-                worker = self._begin(number, device)
+                worker = self._new(number=number, device=device)
                 self._there[number] = self._there[number]._replace(ready_s=env.now)
             if not self._done.triggered:
                 yield from self._until(min(ends_s, LIMIT_S))
@@ -193,20 +197,6 @@ class _Crew:
     def _until(self, time_s: float) -> Generator[Event, None, None]:
         """Until that time, or until all is done."""
         yield self._env.any_of([self._done, At(self._env, time_s)])
-
-    def _begin(self, number: int, device: Device) -> Worker:
-        host = self._host
-        return Worker(
-            self._stage,
-            self._env,
-            number,
-            self._broker,
-            device,
-            stored=self._stored,
-            ended=self._ended,
-            wake_s=host.wake_s,
-            between_batches_s=host.between_batches_s,
-        )
 
     def _ended(self, *_: object) -> None:
         if self._keep_times:

@@ -25,7 +25,7 @@ from simulator.outcomes import Life
 from simulator.queued import QueueFleet
 from simulator.run import device_of
 from simulator.worker import Worker
-from stages.calibration import Calibration, HostCosts
+from stages.calibration import Calibration
 from stages.spec import Stage
 
 # How often it is looked whether the last worker has gone; when it went is known to the moment.
@@ -79,8 +79,9 @@ class _Crew:
         self.stored: set[int] = set()
         self.finished_s: list[float] = []
         self.done_s = inf
-        self._stage, self._env, self._backlog = stage, env, backlog
-        self._host = calibration.host if calibration else HostCosts()
+        self._env, self._backlog = env, backlog
+        host = calibration.host if calibration else None
+        self._new = partial(Worker, stage, env, broker=self.broker, stored=self.stored, ended=self._ended, host=host)
 
     @property
     def draining(self) -> bool:
@@ -89,18 +90,7 @@ class _Crew:
 
     def join(self, number: int, device: Device, started_s: float | None = None) -> Worker:
         """A worker on that device works from now on; it was started at `started_s`. Gives back the worker."""
-        self.workers[number] = worker = Worker(
-            self._stage,
-            self._env,
-            number,
-            self.broker,
-            device,
-            stored=self.stored,
-            ended=self._ended,
-            wake_s=self._host.wake_s,
-            between_batches_s=self._host.between_batches_s,
-            started_s=started_s,
-        )
+        self.workers[number] = worker = self._new(number=number, device=device, started_s=started_s)
         self.joined.append(worker)
         return worker
 

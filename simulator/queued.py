@@ -77,6 +77,9 @@ class Jobs:
         self._hosts: dict[int, Host] = {}
         self._gpu = gpu or (Gpu(env, stage.device.memory_gib) if stage.device.memory_gib is not None else None)
         self._stored: set[int] = set()
+        self._new = partial(
+            Worker, stage, env, broker=self.broker, stored=self._stored, ended=self._ended, host=self._host_costs
+        )
         self._joined: list[Worker] = []
         self._passages: list[Passage] = []
         self._waits = Waits(env, self._give_up)
@@ -87,19 +90,7 @@ class Jobs:
         card, memory_gib = None, self._stage.model.memory_gib
         if self._gpu is not None and memory_gib is not None:
             card = Card(self._gpu, memory_gib, f"{self._stage.name}-{number}-{len(self._joined)}")
-        self.workers[number] = worker = Worker(
-            self._stage,
-            self._env,
-            number,
-            self.broker,
-            device,
-            stored=self._stored,
-            ended=self._ended,
-            wake_s=self._host_costs.wake_s,
-            between_batches_s=self._host_costs.between_batches_s,
-            card=card,
-            started_s=started_s,
-        )
+        self.workers[number] = worker = self._new(number=number, device=device, card=card, started_s=started_s)
         self._joined.append(worker)
         return worker
 

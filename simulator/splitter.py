@@ -4,12 +4,14 @@
                                                         └─▶ label, feedback.delay_s after the answer ─▶ guardrails
 
 Twin: reference_apps/splitter.py; the decisions are in stages/policies/experiment.py. Labels come where the accuracy of
-both versions is known, and right is whose item lies low enough: a version that is worse is wrong on all that a better
-one is wrong on. Not modelled: requests that force an arm, what a label takes on its way, and labels that are wrong.
+both versions is known. Right is whose item lies low enough, so that a version that is worse is wrong on all that a
+better one is wrong on; or somebody says which items each version is right on (`right`). Not modelled: requests that
+force an arm, what a label takes on its way, and labels that are wrong.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -25,7 +27,9 @@ from stages.policies.guardrails import Broken
 from stages.policies.splitting import Arm, Wanted, bucket
 from stages.spec import Stage
 
-__all__ = ["Splitter"]
+__all__ = ["Right", "Splitter"]
+
+Right = Callable[[str, int | str], bool]
 
 
 class Stopped(NamedTuple):
@@ -53,6 +57,7 @@ class Splitter:
         self._counts: dict[str, list[int]] = {arm: [0, 0] for arm in ARMS}  # right, labelled
         self._trial = 0  # how often it began anew
         self._gives = np.empty(0, dtype=np.bool_)
+        self.right: Right = self._drawn  # whether an arm's answer for an item is right
 
     def arm_of(self, passage: Passage) -> Arm:
         """The arm that answers the request, which is read now."""
@@ -77,9 +82,12 @@ class Splitter:
         if reason or self._feedback is None or len(self._accuracy) < len(ARMS):
             return
         if self._gives_label(passage.request):
-            right = bucket(str(passage.key), f"right {self._seed}") < self._accuracy[arm]
+            right = self.right(arm, passage.key)
             at_s = self._env.now + self._feedback.delay_s
             At(self._env, at_s).add_callback(partial(self._labelled, self._trial, arm, right))
+
+    def _drawn(self, arm: str, item: int | str) -> bool:
+        return bucket(str(item), f"right {self._seed}") < self._accuracy[arm]
 
     def _labelled(self, trial: int, arm: str, right: bool, _: object) -> None:
         if trial != self._trial:  # of what was answered before it began anew

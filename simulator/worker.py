@@ -22,6 +22,7 @@ from simulator.clock import LATE, At
 from simulator.device import Device
 from simulator.outcomes import Life, ReplicaLog
 from simulator.sharing import Card
+from stages.calibration import HostCosts
 from stages.policies import admission as admits
 from stages.policies import batching as leaves
 from stages.policies.queueing import extend_after_s
@@ -41,8 +42,8 @@ Ended = Callable[["Worker", Job, int, int, float, str], None]
 class Worker:
     """A competing consumer of `broker`, which works from now on; it was started at `started_s`.
 
-    `wake_s` and `between_batches_s` are the host's costs. `stored` has the requests that have a result, of all workers
-    of the queue. `ended` is told of each job that is over.
+    Of `host` it takes what waking up and the time between batches cost. `stored` has the requests that have a result,
+    of all workers of the queue. `ended` is told of each job that is over.
     """
 
     def __init__(
@@ -55,8 +56,7 @@ class Worker:
         *,
         stored: set[int],
         ended: Ended | None = None,
-        wake_s: float = 0.0,
-        between_batches_s: float = 0.0,
+        host: HostCosts | None = None,
         card: Card | None = None,
         started_s: float | None = None,
     ) -> None:
@@ -67,7 +67,7 @@ class Worker:
         self._batching, self._lease_s = stage.batching, stage.queue.lease_s
         self._env, self._broker, self._card = env, broker, card
         self._stored, self._ended = stored, ended
-        self._wake_s, self._between_batches_s = wake_s, between_batches_s
+        self._host = host or HostCosts()
         self._ready_s = env.now
         self._started_s = env.now if started_s is None else started_s
         self._idle = False
@@ -165,7 +165,7 @@ class Worker:
     def _claim(self) -> Generator[Event, None, list[Job]]:
         """The next batch; waits for company as long as its oldest job has not waited enough. Empty: there is none.
 
-        One that slept meanwhile begins `wake_s` after the batch may leave; who comes in that time may ride along.
+        One that slept meanwhile begins `host.wake_s` after the batch may leave; who comes in that time may ride along.
         """
         batching, broker, env = self._batching, self._broker, self._env
         most, slept = batching.max_batch_size, self._idle
@@ -182,7 +182,7 @@ class Worker:
             yield env.any_of([broker.comes(), self._stop, At(env, leaves_s)])
             jobs += broker.claim(most - len(jobs), self._lease_s)
         if slept:
-            yield At(env, env.now + self._wake_s, LATE)
+            yield At(env, env.now + self._host.wake_s, LATE)
             if len(jobs) < most and not self.draining:
                 jobs += broker.claim(most - len(jobs), self._lease_s)
         return jobs
@@ -204,7 +204,7 @@ class Worker:
             self._end(job, batch, place, "")
         self._broker.ack(jobs)
         self._held = []
-        yield At(env, finished_s + self._between_batches_s, LATE)
+        yield At(env, finished_s + self._host.between_batches_s, LATE)
 
     def _is_over(self, job: Job) -> bool:
         """Whether there is nothing to compute: it has a result already, or nobody waits for one any more."""

@@ -80,6 +80,9 @@ def test_a_stage_has_its_own_rate_and_labels() -> None:
     told = as_json(*words)
     assert (told["rate_rps"], told["share"], told["labelled_share"], told["delay_s"]) == (20.0, 0.05, 0.5, 2.0)
     assert as_json(*words, "--rate", "99")["rate_rps"] == 99.0
+    ramped = ("plan", "ab-test", "--effect", "0.1", "--baseline", "0.8", "--experiments", "100")
+    assert as_json(*ramped)["share"] == 0.5, "of a ramp its last step"
+    assert as_json(*ramped, "--set", "split.ramp=")["share"] == 0.05
 
 
 @pytest.mark.parametrize(

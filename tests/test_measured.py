@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,23 @@ def test_what_is_there_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     keep(Campaign("some", "name", ("drill", "some", "kill"), {}), folder)
     kept = {path.name: path.read_bytes() for path in (stage.parent / "measured").iterdir()}
     assert kept == {"name.json": b"of all", "name.png": b"picture"}
+
+
+@pytest.mark.parametrize(
+    ("words", "statuses", "left"),
+    [
+        (("drill", "some", "kill"), [3, 3, 0, 0], 1),
+        (("drill", "some", "kill"), [1, 0], 1),
+        (("compare", "some", "--void-retries", "6"), [3, 0], 1),
+    ],
+    ids=["void", "failed", "repeats by itself"],
+)
+def test_a_void_run_is_made_again(
+    words: tuple[str, ...], statuses: list[int], left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = iter(statuses)
+    monkeypatch.setattr(measured, "keep", lambda *_: None)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], next(ran)))
+    status = measured.run(Campaign("some", "name", words, {}))
+    assert len(list(ran)) == left
+    assert status == statuses[-1 - left]

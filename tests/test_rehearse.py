@@ -12,16 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import polars as pl
 import psutil
 import pytest
+from safetensors.numpy import load_file, save
 from typer.testing import CliRunner
 
 from loadtests import rehearse_report
 from loadtests.ab_split_cli import app
+from loadtests.answers import right_answers
+from loadtests.payloads import make_payloads
 from loadtests.rehearse import Out, duration_s, out_of, rehearse, rows
 from reference_apps import split_file
 from reference_apps.asking import probe, wait_until
+from reference_apps.model_metadata import About
+from reference_apps.models.inputs import WEIGHTS_DIR
 from reference_apps.registry import pinned
 from reference_apps.up import split_folder, state_file
 from simulator.rehearsed import rehearsed
@@ -95,6 +101,30 @@ def test_ranges_are_over_all_dice_and_pass_over_what_never_happened() -> None:
     assert made["champion: not answered in all"].measured == 0
     nothing = rows(NEVER, NEVER, [NEVER], records, records)
     assert all(math.isnan(row.measured) for row in nothing[:4])
+
+
+def test_the_versions_themselves_say_which_inputs_they_are_right_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = two_versions(tmp_path, monkeypatch)
+    blank = {name: np.zeros_like(each) for name, each in load_file(WEIGHTS_DIR / "digits.safetensors").items()}
+    registry.publish(About.model_validate({"model": "digits", "metrics": {"accuracy": 0.1}}), save(blank), "blank")
+    stage = pinned(quick(split__challenger="blank", feedback__share=1.0))
+    right, labels = right_answers(stage), make_payloads(stage).labels
+    assert right is not None
+    shown = [label == 0 for label in labels]
+    assert [right("challenger", item) for item in range(len(labels))] == shown, "one that knows nothing answers 0"
+    assert np.mean([right("champion", item) for item in range(len(labels))]) > 0.97
+    assert right("challenger", len(labels) + 3) == shown[3]
+    others = right_answers(stage, seed=7)
+    assert others is not None
+    assert [others("challenger", item) for item in range(len(labels))] != shown
+    assert right_answers(load_stage("load-balanced")) is None
+
+    arrivals = schedule(stage.traffic)
+    stopped = rehearsed(stage, arrivals, KNOWN, right=right).stopped
+    assert stopped is not None and stopped.broken.guardrail == "accuracy"
+    assert rehearsed(stage, arrivals, KNOWN, right=lambda arm, item: True).stopped is None
 
 
 def test_one_that_crashes_is_out_for_real_where_it_is_predicted(

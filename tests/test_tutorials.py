@@ -112,6 +112,10 @@ def test_a_form_is_the_same_when_every_label_was_printed() -> None:
     printed = "load 0.5, 41/s\n latency p95  99 ms -0.1 % ~\nvoid: load 3\nReport: runs/20271212-235959-x/report.html"
     assert same_form(shown, printed) is None
     assert "latency p95" in str(same_form(shown, printed.replace("p95", "p96")))
+    sound = printed.replace("void: load 3\n", "")
+    assert same_form(shown, sound) is None
+    assert "Below capacity" in str(same_form(f"{shown}\nBelow capacity 1 %", sound))
+    assert same_form(f"{shown}\nBelow capacity 1 %", printed) is None, "a void run comes to something else"
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,14 @@ def same_numbers(shown: str, printed: str) -> str | None:
 def same_form(shown: str, printed: str) -> str | None:
     """None where every label of the page was printed too; else the first that was not.
 
-    Void or not, and with which caveats, is no matter: that is about the machine.
+    Void or not, and with which caveats, is no matter: that is about the machine. What a void run comes to is told in
+    other sentences, so that of one only the rows of tables, which are indented, have to be there.
     """
     labels = {*map(_label, _cleaned(printed)), LEFT_OUT}
-    told = [_label(line) for line in _cleaned(shown) if not VOID.search(line) and not line.startswith("caveat")]
-    missing = next((label for label in told if label not in labels), None)
+    void = VOID.search(printed)
+    compared = [line for line in shown.splitlines() if not VOID.search(line) and not line.startswith("caveat")]
+    rows = "\n".join(line for line in compared if not void or line.startswith(" "))
+    missing = next((label for label in map(_label, _cleaned(rows)) if label not in labels), None)
     return None if missing is None else f'"{missing}" is on the page, and was not printed:\n{printed}'
 
 
