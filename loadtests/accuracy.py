@@ -111,7 +111,7 @@ def page() -> str:
             )
         for path, document in of_stage:
             link = f"{FROM_PAGE}{path.relative_to(ROOT).as_posix()}"
-            parts.append("\n".join(section(path.stem, link, document)) + "\n")
+            parts.append("\n".join(section(path.stem, link, document)))
     return "\n".join((*parts, CAUTIONS))
 
 

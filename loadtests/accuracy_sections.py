@@ -1,6 +1,6 @@
 """One kept result as a section of tutorials/accuracy.md: where it comes from, and every load of it.
 
-    report.json ──▶ a row a load      policies.json ──▶ a row a load and policy      spike.json ──▶ a row a figure
+    report.json ──▶ a row a load      policies.json ──▶ a row a load and policy      spikes, drills ──▶ a row a figure
 
 No twin: text only. A result of another kind gets its origin and what it says of itself.
 """
@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from loadtests import drill_figures, drill_report
 from loadtests.wording import METRICS, NOTHING, number, shown, shown_error
 
 Row = dict[str, Any]
@@ -20,29 +21,36 @@ SHOWN = ("throughput_rps", "latency_s_p50", "latency_s_p95", "latency_s_p99", "s
 
 def section(name: str, link: str, document: dict[str, Any]) -> Iterator[str]:
     """The lines of the section of a result; `name` is its file's, `link` leads there."""
-    yield f"### {name.replace('-', ' ')}"
-    yield ""
-    yield f"{_of(document)} [All figures]({link})."
-    yield ""
-    rows: list[Row] = document.get("rows", [])
-    if rows and "policy" in rows[0]:
+    void = document.get("void_runs") or []
+    picture = f" [Picture]({link.removesuffix('.json')}.png)." if document.get("picture") else ""
+    parts = (
+        [f"### {name.replace('-', ' ')}"],
+        [f"{_of(document)} [All figures]({link}).{picture}"],
+        [*_rows(document.get("rows", []))],
+        [str(document["result"])] if document.get("result") else [],
+        [f"Void runs, which count for nothing: {len(void)}. The first: {void[0]['why']}"] if void else [],
+        [f"Void: {document['void']}"] if document.get("void") else [],
+        [f"- {caveat}" for caveat in document.get("caveats") or []],
+    )
+    for part in parts:
+        if part:
+            yield from part
+            yield ""
+
+
+def _rows(rows: Sequence[Row]) -> Iterator[str]:
+    """The table of a result, in the form of its kind."""
+    first = rows[0] if rows else {}
+    if "policy" in first:
         yield from _table(rows, ("load", "policy"))
     elif any(row.get("arm") for row in rows):
         yield from _table([{"arm": "both"} | row for row in rows], ("load", "arm"))
-    elif rows and "load" in rows[0]:
+    elif "load" in first:
         yield from _table(rows, ("load",))
-    elif rows and "metric" in rows[0]:
+    elif "metric" in first:
         yield from _figures(rows)
-    yield ""
-    if result := document.get("result"):
-        yield str(result)
-        yield ""
-    void = document.get("void_runs") or []
-    if void:
-        yield f"Void runs, which count for nothing: {len(void)}. The first: {void[0]['why']}"
-        yield ""
-    for caveat in document.get("caveats") or []:
-        yield f"- {caveat}"
+    elif "name" in first:
+        yield from _ranges(rows)
 
 
 def _of(document: dict[str, Any]) -> str:
@@ -90,6 +98,17 @@ def _figures(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         values = [_plain(row.get(key)) for key in ("measured", "predicted", "spread_low", "spread_high")]
         yield f"| {row['metric']} | {values[0]} | {values[1]} | {values[2]} to {values[3]} |"
+
+
+def _ranges(rows: Sequence[Row]) -> Iterator[str]:
+    """A line a figure of a run whose prediction has a range: a drill, a rehearsal."""
+    yield "| figure | measured | predicted | least to most |"
+    yield "|---|---|---|---|"
+    for row in rows:
+        values = {key: math.nan if row[key] is None else row[key] for key in ("measured", "predicted", "low", "high")}
+        figure = drill_figures.Row(row["name"], row["unit"], **values)
+        told = (drill_report.shown(figure, figure.measured), drill_report.shown(figure, figure.predicted))
+        yield f"| {' | '.join((figure.name.strip(), *told, drill_report.spread(figure)))} |"
 
 
 def _plain(value: float | None) -> str:

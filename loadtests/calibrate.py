@@ -82,7 +82,7 @@ def calibrate(
         _sweep(launch, alone(kind), folder / f"sweep-{number}", rounds, real_sweep_s, on_progress)
         for number, kind in enumerate((first, *others))
     ]
-    services = [service_times(each.records) for each in swept]
+    services = [service_times(each.records, stage.device.kind == "emulated") for each in swept]
     rate_rps = LOW_LOAD * _slowest_rps(stage, services)
     light = _low_load(launch, alone(first), folder / "low-load", rate_rps, low_load_duration_s, "Low load", on_progress)
     caveats = [*(caveat for each in swept for caveat in _busy("batch sweep", each)), *_busy("low load", light.loaded)]

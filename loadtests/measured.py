@@ -9,6 +9,7 @@ rows with machine and command, as JSON, and a picture.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,6 +189,7 @@ def run(campaign: Campaign) -> int:
     for key, value in campaign.settings.items():
         command += ["--set", f"{key}={value}"]
     for _ in range(1 if "--void-retries" in campaign.words else ATTEMPTS):
+        shutil.rmtree(folder, ignore_errors=True)
         status = subprocess.run(command, check=False).returncode
         if status != Exit.VOID:
             break

@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -53,6 +54,7 @@ WARM_UP_S = 2.0
 MARGIN_SHARE, MARGIN_S = 0.5, 15.0
 FAR_OFF_S = 86_400.0
 ASK_TIMEOUT_S = 10.0
+STACK = "stack"  # what the processes leave, in the run's folder
 Progress = Callable[[str, float, float], None]
 
 
@@ -97,9 +99,11 @@ def rehearse(
 ) -> Rehearsal:
     """Measures and predicts what becomes of the stage's challenger; records and logs are left in `folder`.
 
+    What an earlier rehearsal left there goes: its challenger was stopped, and its labels are another run's.
     The run ends with the stage's own duration, or sooner where every prediction has the challenger out long before.
     Raises LaunchError when the stack does not start, LoadError when the load generator fails.
     """
+    shutil.rmtree(folder / STACK, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_calibration(calibration, folder / "calibration.json")
     dice = _thrown(stage, calibration, on_progress)
@@ -180,7 +184,7 @@ def _measured(
 ) -> tuple[Loaded, Out]:
     """The real run."""
     total_s, began_s = point.traffic.duration_s, math.nan
-    with launch(point, folder / "stack") as launcher, alerts.watching(launcher):
+    with launch(point, folder / STACK) as launcher, alerts.watching(launcher):
         _wait_for_begin(point, launcher)
         rate_rps = mean_rate_rps(point.traffic)
         assert rate_rps is not None  # of an open loop

@@ -66,6 +66,16 @@ def test_service_times_are_those_of_the_sweep(sweep: Records) -> None:
     assert found == pytest.approx({n: q[0] for n, q in SERVICE_S.items()}, abs=1e-7)
 
 
+def test_what_the_host_held_up_is_no_time_of_an_emulated_device(sweep: Records) -> None:
+    """A third of the batches ends 5 ms late."""
+    late_s = pl.when(pl.int_range(pl.len()) % 3 == 0).then(0.005).otherwise(0.0)
+    disturbed = dataclasses.replace(sweep, batches=sweep.batches.with_columns(pl.col("finished_s") + late_s))
+    given = {times.batch_size: times.mean_s for times in costs.service_times(sweep)}
+    assert {t.batch_size: t.mean_s for t in costs.service_times(disturbed, emulated=True)} == pytest.approx(given)
+    real = {t.batch_size: t.mean_s for t in costs.service_times(disturbed)}
+    assert sum(real.values()) > sum(given.values()) + 0.001, "a real device may really take longer"
+
+
 @pytest.mark.parametrize(
     ("sizes", "found"),
     [([1] * 6 + [2] * 2 + [3], [1, 3]), ([1] + [2] * 6 + [3] * 5, [1, 2, 3]), ([1, 2, 3] * 4, [1, 3]), ([2], [2])],

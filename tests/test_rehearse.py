@@ -135,6 +135,10 @@ def test_one_that_crashes_is_out_for_real_where_it_is_predicted(
     stage = pinned(quick(split__challenger="crashing", gateway__eject_after=1000, fleet__replicas=1))
     assert stage.split is not None and stage.split.challenger_facts is not None
     assert stage.split.challenger_facts.crash_share == 1.0
+    earlier = tmp_path / "run" / "stack" / "split"
+    earlier.mkdir(parents=True)
+    split_file.begin(earlier, split_file.first(stage.split, 0.0, "digits/crashing@earlier"))
+    split_file.stop(earlier, 0, "latency", "an earlier rehearsal found it slow")
     found = rehearse(stage, KNOWN, tmp_path / "run", command="rung ab rehearse", short=True)
     assert (found.measured.guardrail, found.predicted.guardrail) == ("errors", "errors")
     assert found.measured.challenger_requests == found.predicted.challenger_requests == 20
