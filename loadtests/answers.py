@@ -2,8 +2,8 @@
 
     examples of the stage's model, with labels ──▶ the arms' versions out of the registry ──▶ right(arm, item)
 
-An item is one of at most 256 examples, again and again: how often a version is right on these few may be points away
-from its share on all data held out, and a guardrail sees the difference. No twin: the running versions answer for
+Which of the inputs that come early are among the wrong ones decides when a guardrail has seen enough, and that is the
+same in both worlds. An item is one of at most 256 examples, again and again. No twin: the running versions answer for
 themselves, and simulator/splitter.py draws where nobody says.
 """
 
