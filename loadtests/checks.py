@@ -38,16 +38,17 @@ def self_check(fired: Fired, foreign_cpu_share: float) -> SelfCheck:
     )
 
 
-def why_void(check: SelfCheck, service_time_s: float) -> str | None:
+def why_void(check: SelfCheck, beside_s: float, beside: str = "service time") -> str | None:
     """Why the run must not be trusted, every reason in one sentence each; None when it may be.
 
-    `service_time_s` is the device's time for the smallest batch: a lag that matters is one that it can be seen next to.
+    A lag that matters is one that can be seen next to `beside_s`: the device's time for the smallest batch, or, where
+    a run is read for something coarser than latencies, what that is.
     """
     reasons = []
-    if check.lag_s_p99 > LAG_SHARE_MAX * service_time_s:
+    if check.lag_s_p99 > LAG_SHARE_MAX * beside_s:
         reasons.append(
             f"The generator was late: p99 of its lag was {check.lag_s_p99 * 1e3:.2f} ms, over {LAG_SHARE_MAX:.0%} of "
-            f"the service time of {service_time_s * 1e3:.2f} ms.{_whose_fault(check.foreign_cpu_share)}"
+            f"the {beside} of {beside_s * 1e3:.2f} ms.{_whose_fault(check.foreign_cpu_share)}"
         )
     if check.fired_share < FIRED_SHARE_MIN:
         reasons.append(f"Only {check.fired_share:.1%} of the schedule was fired, under {FIRED_SHARE_MIN:.0%}.")

@@ -113,7 +113,7 @@ def rehearse(
     loaded, measured = _measured(point, calibration, folder, launch, on_progress)
     crashes_at, right = crash_positions(point), right_answers(point)
     predicted = rehearsed(point, arrivals, calibration, crash_position=crashes_at, right=right)
-    void = why_void(loaded.check, least_service_s(calibration))
+    void = _why_void(point, loaded, calibration)
     _leave(folder, asdict(loaded.check) | {"void": void}, loaded.records, predicted)
     foreseen = out_of(point, predicted.stopped)
     return Rehearsal(
@@ -204,6 +204,14 @@ def _measured(
         loaded = fire_at_stack(point, launcher, folder, on_begin=on_begin, on_second=on_second)
         told = _told(launcher)
     return loaded, _seen(told, began_s, loaded.records)
+
+
+def _why_void(point: Stage, loaded: Loaded, calibration: Calibration) -> str | None:
+    """A lag counts where the guardrails can see it: beside the latency that an answer may take."""
+    guardrails = point.split.guardrails if point.split is not None else None
+    if guardrails is None or guardrails.latency_s is None:
+        return why_void(loaded.check, least_service_s(calibration))
+    return why_void(loaded.check, guardrails.latency_s, "guardrail's latency")
 
 
 def _wait_for_begin(point: Stage, launcher: Launcher) -> None:

@@ -66,6 +66,14 @@ def test_a_void_run_says_every_reason(changes: dict[str, float], told: str) -> N
     assert why_void(replace(SOUND, **changes), SERVICE_S) == told
 
 
+def test_a_lag_is_seen_next_to_what_the_run_is_read_for() -> None:
+    late = replace(SOUND, lag_s_p99=0.0079)
+    assert why_void(late, 0.0507) is not None
+    assert why_void(late, 0.15, "guardrail's latency") is None
+    told = why_void(replace(SOUND, lag_s_p99=0.016), 0.15, "guardrail's latency")
+    assert told is not None and "over 10% of the guardrail's latency of 150.00 ms" in told
+
+
 def test_the_figures_of_a_run() -> None:
     lags_s = [0.001 * n for n in range(101)]
     run = fired(*((1.0 + n, 1.0 + n + lag_s) for n, lag_s in enumerate(lags_s)), due=202, cpu_share=0.25)
