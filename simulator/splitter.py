@@ -27,7 +27,7 @@ from stages.policies.guardrails import Broken
 from stages.policies.splitting import Arm, Wanted, bucket
 from stages.spec import Stage
 
-__all__ = ["Right", "Splitter"]
+__all__ = ["Splitter"]
 
 Right = Callable[[str, int | str], bool]
 

@@ -54,7 +54,34 @@ def test_an_emulated_batch_is_never_done_sooner_than_its_profile_says(batch_size
         started_s = time.monotonic()
         device.run([np.ones(2, np.float32)] * batch_size)
         assert time.monotonic() - started_s >= pace_s
-    assert device.overruns == 0
+
+
+class Clock:
+    """A clock that stands still but for who sleeps, and for ten microseconds a look at it."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        self.now_s += 1e-5
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.mark.parametrize(("takes_s", "overruns"), [(0.0, 0), (0.07, 0), (0.08, 1)])
+def test_a_batch_is_late_when_the_model_ends_after_the_pace(
+    takes_s: float, overruns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("reference_apps.device.time", clock)
+    model = Echo()
+    monkeypatch.setattr(model, "predict", lambda inputs: clock.sleep(takes_s))
+    device = Device("emulated", model, lambda _: 0.1)
+    device.run([np.ones(2, np.float32)])  # the model begins after a quarter of the pace
+    assert device.overruns == overruns
+    assert clock.now_s == pytest.approx(max(0.1, 0.025 + takes_s), abs=1e-3)
 
 
 def test_a_model_that_is_slower_than_the_pace_is_counted_and_not_cut_short() -> None:
@@ -83,7 +110,6 @@ def test_what_a_model_raises_comes_through() -> None:
     device = Device("emulated", Broken(), lambda _: 0.05)
     with pytest.raises(RuntimeError, match="no such layer"):
         device.run([np.ones(2, np.float32)])
-    assert device.overruns == 0
 
 
 def test_a_batch_beyond_the_profile_is_refused() -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import docker
 import pytest
+from requests.exceptions import ReadTimeout
 
 from reference_apps.launchers import docker_container, docker_engine, docker_image
 from reference_apps.launchers.member import LaunchError
@@ -62,6 +63,17 @@ def test_the_image_has_what_is_imported() -> None:
 def test_without_the_whole_project_there_is_no_image_to_build(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="must be there, with the whole project around it"):
         docker_image.ours(None, lambda _: None, tmp_path)
+
+
+def test_an_engine_that_stops_answering_is_told_in_words() -> None:
+    def late(_: str) -> None:
+        raise ReadTimeout("Read timed out. (read timeout=60)")
+
+    engine = SimpleNamespace(images=SimpleNamespace(get=late))
+    with pytest.raises(LaunchError, match=r"docker: it was not told which image is there: Read timed out"):
+        docker_image.ours(engine, lambda _: None)
+    with pytest.raises(LaunchError, match=r"docker: it was not told whether nginx:stable is there: Read timed out"):
+        docker_image.nginx(engine, lambda _: None)
 
 
 def test_a_real_gpu_is_refused() -> None:

@@ -53,7 +53,7 @@ def ours(engine: Engine, say: Callable[[str], None], root: Path = ROOT) -> str:
             "Use a checkout of the project (`git clone`, then `make setup`), or leave --on docker out."
         )
     source = digest(root)
-    with contextlib.suppress(ImageNotFound):
+    with in_words("docker: it was not told which image is there"), contextlib.suppress(ImageNotFound):
         image = engine.images.get(IMAGE)
         if image.labels.get(SOURCE) == source:
             return str(image.id)
@@ -69,16 +69,17 @@ def ours(engine: Engine, say: Callable[[str], None], root: Path = ROOT) -> str:
 def nginx(engine: Engine, say: Callable[[str], None]) -> str:
     """The id of nginx's image, pulled if it is not there. Raises LaunchError when it cannot be."""
     from docker.errors import APIError, ImageNotFound
+    from requests.exceptions import RequestException
 
-    try:
+    with in_words(f"docker: it was not told whether {NGINX_IMAGE} is there"), contextlib.suppress(ImageNotFound):
         return str(engine.images.get(NGINX_IMAGE).id)
-    except ImageNotFound:
-        say(f"Pulling {NGINX_IMAGE}")
+    say(f"Pulling {NGINX_IMAGE}")
     try:
         return str(engine.images.pull(*NGINX_IMAGE.split(":")).id)
-    except APIError as error:
+    except (APIError, RequestException) as error:
+        told = getattr(error, "explanation", None) or error
         raise LaunchError(
-            f"{NGINX_IMAGE}: the image must be there or be pulled, got: {error.explanation}. There is no gateway. "
+            f"{NGINX_IMAGE}: the image must be there or be pulled, got: {told}. There is no gateway. "
             f"Try `docker pull {NGINX_IMAGE}`, or set gateway.engine=rung."
         ) from None
 
