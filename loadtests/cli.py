@@ -111,7 +111,7 @@ def calibrate(
     """Measure this machine for a stage: device time by batch size, and the host's time around it."""
     from loadtests.printing import print_calibration
 
-    resolved = stage_of(stage, set_, device=device)
+    resolved = stage_of(stage, set_, device=device, own_rate=False)
     calibration, path = calibrated(resolved, short, on)
     if json_:
         print_json({"calibration": str(path), **calibration.model_dump()})
@@ -149,7 +149,7 @@ def compare(
     from loadtests.printing import print_comparisons
     from reference_apps.up import fresh_folder
 
-    resolved = stage_of(stage, set_, device=device)
+    resolved = stage_of(stage, set_, device=device, own_rate=False)
     if resolved.traffic.loop == "closed":
         fail(
             'traffic.loop: must be "open" to compare, got "closed". A closed loop slows down with its server, and '

@@ -64,7 +64,7 @@ def drill(
     from loadtests.drill_watch import Plan
     from reference_apps.up import fresh_folder
 
-    resolved = stage_of(stage, set_, device=device)
+    resolved = stage_of(stage, set_, device=device, own_rate=False)
     plan = Plan(
         failure=failure,
         replica=replica or 0,

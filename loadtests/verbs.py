@@ -43,11 +43,13 @@ def stage_of(
     device: str | None = None,
     duration_s: float | None = None,
     rate_rps: float | None = None,
+    own_rate: bool = True,
     pin: bool = True,
 ) -> Stage:
     """The stage with the command line's changes; ends the command in words when it is not sound.
 
-    Its aliases are resolved unless `pin` says otherwise: who only sends requests needs no registry.
+    Without `own_rate` loads are given as shares of what it carries, and its own rate may be more than that. Its aliases
+    are resolved unless `pin` says otherwise: who only sends requests needs no registry.
     """
     from reference_apps.registry import pinned
     from stages.spec import load_stage
@@ -56,7 +58,7 @@ def stage_of(
     changed: dict[str, Any] = overrides(pairs)
     if duration_s is not None:
         changed["traffic.duration_s"] = duration_s
-    if rate_rps is not None:
+    if rate_rps is not None or not own_rate:
         changed["overload"] = True
     with teaching():
         if device not in (None, "emulated"):  # what only an emulated device has goes with it

@@ -11,9 +11,10 @@ from typing import Any
 
 import polars as pl
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from loadtests import calibrate, compare
+from loadtests import calibrate, compare, verbs
 from loadtests.cli import _loads
 from loadtests.compare import at_load
 from rung import app
@@ -177,3 +178,10 @@ def _runs(folder: Path) -> list[Path]:
     runs = [path for path in sorted(folder.glob("load-*")) if (path / "measured").is_dir()]
     assert len(runs) == 2
     return runs
+
+
+def test_a_stages_own_rate_is_no_matter_where_loads_are_shares_of_what_it_carries() -> None:
+    slow = ["device.slowdown=8"]
+    assert verbs.stage_of("load-balanced", slow, own_rate=False).device.slowdown == 8.0
+    with pytest.raises(typer.Exit):
+        verbs.stage_of("load-balanced", slow)
