@@ -34,7 +34,7 @@ check: .venv/ready-dev  ## style, types, tests
 	@$(BIN)/mypy
 	@$(TESTS)
 
-measured: .venv/ready  ## make the results under stages/*/measured anew: about an hour on a quiet machine
+measured: .venv/ready-dev  ## make the results under stages/*/measured anew: some five hours on a quiet machine
 	@$(BIN)/python -m loadtests.measured
 
 tutorials: .venv/ready-dev  ## write outputs, numbers and figures of the tutorials anew: about a quarter of an hour on a quiet machine

@@ -19,10 +19,10 @@ Row = dict[str, Any]
 SHOWN = ("throughput_rps", "latency_s_p50", "latency_s_p95", "latency_s_p99", "shed_share", "utilisation", "hit_ratio")
 
 
-def section(name: str, link: str, document: dict[str, Any]) -> Iterator[str]:
-    """The lines of the section of a result; `name` is its file's, `link` leads there."""
+def section(name: str, link: str, document: dict[str, Any], drawn: bool = False) -> Iterator[str]:
+    """The lines of the section of a result; `name` is its file's, `link` leads there, a picture is beside it if `drawn`."""
     void = document.get("void_runs") or []
-    picture = f" [Picture]({link.removesuffix('.json')}.png)." if document.get("picture") else ""
+    picture = f" [Picture]({link.removesuffix('.json')}.png)." if drawn else ""
     parts = (
         [f"### {name.replace('-', ' ')}"],
         [f"{_of(document)} [All figures]({link}).{picture}"],
@@ -30,7 +30,7 @@ def section(name: str, link: str, document: dict[str, Any]) -> Iterator[str]:
         [str(document["result"])] if document.get("result") else [],
         [f"Void runs, which count for nothing: {len(void)}. The first: {void[0]['why']}"] if void else [],
         [f"Void: {document['void']}"] if document.get("void") else [],
-        [f"- {caveat}" for caveat in document.get("caveats") or []],
+        [f"- {caveat}" for caveat in document.get("caveats") or document.get("notes") or []],
     )
     for part in parts:
         if part:

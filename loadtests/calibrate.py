@@ -92,8 +92,8 @@ def calibrate(
     elif stage.queue is not None:
         through = alone(first)
     if through is not None:
-        rate_rps = min(GATEWAY_LOW_LOAD * _slowest_rps(stage, services), GATEWAY_LOW_RPS)
-        gateway, busy = _gateway(launch, through, folder, rate_rps, low_load_duration_s, on_progress)
+        through_rps = min(GATEWAY_LOW_LOAD * _slowest_rps(stage, services), GATEWAY_LOW_RPS)
+        gateway, busy = _gateway(launch, through, folder, through_rps, low_load_duration_s, on_progress)
         caveats += busy
     return Calibration(
         stage=stage.name,
@@ -120,6 +120,7 @@ def _gateway(
     asked = stage if stage.cache is None else with_overrides(stage, ALL_DIFFERENT)
     light = _low_load(launch, asked, folder / "gateway", rate_rps, duration_s, _capitalised(what), on_progress)
     costs, caveats = gateway_costs(light.loaded.records, light.gateway_busy_s, of), [*_busy(what, light.loaded)]
+    costs = costs.model_copy(update={"low_load_rate_rps": rate_rps})
     if stage.cache is None:
         return costs, caveats
     what, asked = "low load of kept answers", with_overrides(stage, ALL_ALIKE)

@@ -4,7 +4,7 @@
 
 Each kind of device is calibrated once for a stage; the bursty and the traced traffic are predicted with that same
 calibration, and so is every balancing policy of a fleet. Spikes, drills and nights follow. What is kept is small: the
-rows with machine and command, as JSON, and a picture.
+rows with machine and command, as JSON, and a picture. A void run never replaces what is kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import typer
 
 from loadtests.policies import POLICIES
 from stages.spec import stage_files
-from stages.terminal import Exit
+from stages.terminal import Exit, fail
 
 LOADS = "0.2,0.5,0.7,0.85,0.95,1.2"
 SECONDS = 15.0
@@ -63,8 +63,7 @@ FLEETS: dict[str, dict[str, str]] = {
     "four-replicas": HALF_PACE | {"fleet.replicas": "4"},
     "unequal-replicas": HALF_PACE | {"fleet.profiles": UNEQUAL},
 }
-# Two versions out of the registry on machines alike, and on a T4 beside an A100: `rung models train --variants`
-# publishes them first.
+# Two versions out of the registry on machines alike, and on a T4 beside an A100.
 ARMS: dict[str, dict[str, str]] = {
     "equal-arms": HALF_PACE,
     "unequal-arms": HALF_PACE
@@ -185,7 +184,7 @@ def run(campaign: Campaign) -> int:
     Comparisons repeat their void runs themselves; another verb is run again as a whole.
     """
     folder = Path("runs") / "measured" / f"{campaign.stage}-{campaign.name}"
-    command = [str(Path(sys.executable).with_name("rung")), *campaign.words, "--out", str(folder)]
+    command = [rung(), *campaign.words, "--out", str(folder)]
     for key, value in campaign.settings.items():
         command += ["--set", f"{key}={value}"]
     for _ in range(1 if "--void-retries" in campaign.words else ATTEMPTS):
@@ -193,8 +192,14 @@ def run(campaign: Campaign) -> int:
         status = subprocess.run(command, check=False).returncode
         if status != Exit.VOID:
             break
-    keep(campaign, folder)
+    if status != Exit.VOID or not (campaign.folder / f"{campaign.name}.json").exists():
+        keep(campaign, folder)
     return status
+
+
+def rung() -> str:
+    """The command that belongs to this Python."""
+    return str(Path(sys.executable).with_name("rung"))
 
 
 def keep(campaign: Campaign, folder: Path) -> None:
@@ -214,7 +219,16 @@ def main(
 ) -> None:
     """Runs the campaigns one after the other on a machine that should do nothing else."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the comparison at work ends as well
-    chosen = [c for c in campaigns(trace, repeat) if only in f"{c.stage}/{c.name}"]
+    every = campaigns(trace, repeat)
+    chosen = [campaign for campaign in every if only in f"{campaign.stage}/{campaign.name}"]
+    if not chosen:
+        fail(
+            f"--only: must be a part of a campaign's stage/name, got {only}. There is nothing to measure. Use one of "
+            f"{', '.join(f'{campaign.stage}/{campaign.name}' for campaign in every)}.",
+            Exit.MISUSED,
+        )
+    if any(campaign.stage == "ab-test" for campaign in chosen):
+        subprocess.run([rung(), "models", "train", "--variants"], check=True)  # the versions that it holds together
     statuses = [run(campaign) for campaign in chosen]
     raise typer.Exit(max(statuses, default=0))
 

@@ -60,6 +60,7 @@ class GatewayCosts(_Part):
     reply_quantiles_s: tuple[float, ...] = Field((0.0,), min_length=1)  # at the gateway → last byte at the client
     busy_s: float = 0.0  # of its event loop for one request, there and back: requests queue for it
     of: Door = "gateway"  # whose they are
+    low_load_rate_rps: float | None = None  # at which they were measured
     # Of a kept answer, where there is a cache; None and empty: not measured.
     hit_busy_s: float | None = None  # of its event loop, all of it
     hit_reply_quantiles_s: tuple[float, ...] = ()  # read by the gateway → last byte at the client
@@ -74,7 +75,7 @@ class Calibration(_Part):
     model: str
     made_at: str
     command: str
-    low_load_rate_rps: float
+    low_load_rate_rps: float  # of the run on one replica by itself
     service_times: tuple[ServiceTimes, ...] = ()
     other_devices: dict[str, tuple[ServiceTimes, ...]] = {}  # of unequal replicas, by the device's label
     host: HostCosts = HostCosts()

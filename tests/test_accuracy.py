@@ -16,8 +16,8 @@ def a_row(load: float = 0.5, metric: str = "latency_s_p95", error: float | None 
     return found | {"spread_low": 0.019, "spread_high": 0.021} | more
 
 
-def lines(document: dict[str, Any]) -> str:
-    return "\n".join(section("emulated-poisson", "../x.json", document))
+def lines(document: dict[str, Any], drawn: bool = False) -> str:
+    return "\n".join(section("emulated-poisson", "../x.json", document, drawn))
 
 
 def test_a_result_says_where_it_comes_from() -> None:
@@ -27,6 +27,12 @@ def test_a_result_says_where_it_comes_from() -> None:
     assert "Device: emulated t4. Measured on: a laptop, 2026-11-20. By `rung x`. [All figures](../x.json)." in text
     assert "It went well." in text
     assert "- Mind the gap." in text
+    assert "[Picture](../x.png)" not in text
+    assert "[Picture](../x.png)" in lines(document, drawn=True)
+
+
+def test_what_a_drill_says_of_itself_is_on_the_page() -> None:
+    assert "- It took its time." in lines({"rows": [], "notes": ["It took its time."]})
 
 
 def test_a_load_is_a_line_with_measurement_spread_and_error() -> None:
@@ -66,6 +72,19 @@ def test_void_runs_are_told_and_count_for_nothing() -> None:
     found = accuracy.worst(rows, "latency_s_p95")
     assert found is not None
     assert found["error"] == -0.3
+
+
+def test_each_version_of_an_experiment_counts_below_capacity_and_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [a_row(error=0.02), a_row(error=-0.05, arm="challenger")]
+    above = [a_row(1.2, metric, error, arm=arm) for metric, error, arm in [
+        ("throughput_rps", 0.01, None), ("throughput_rps", -0.03, "champion"), ("shed_share", 0.002, None),
+    ]]  # fmt: skip
+    document = {"device": "emulated t4", "rows": rows + above}
+    path = accuracy.ROOT / "stages/07_ab_test/measured/x-poisson.json"
+    monkeypatch.setattr(accuracy, "_kept", lambda: iter([("ab-test", path, document)]))
+    (line,) = list(accuracy.table())[2:]
+    assert line.endswith("|  |  | -5.0 % |  | -3.0 %, +0.2 pt |")
+    assert "over 2 loads (each version of an A/B test by itself is one more)" in accuracy.page()
 
 
 @pytest.mark.parametrize("stage", stage_files())

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 
 from loadtests import measured
 from loadtests.measured import Campaign, campaigns, keep
@@ -66,7 +67,35 @@ def test_a_void_run_is_made_again(
 ) -> None:
     ran = iter(statuses)
     monkeypatch.setattr(measured, "keep", lambda *_: None)
+    monkeypatch.setattr(measured, "stage_files", lambda: {"some": Path("nowhere/stage.toml")})
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], next(ran)))
     status = measured.run(Campaign("some", "name", words, {}))
     assert len(list(ran)) == left
     assert status == statuses[-1 - left]
+
+
+@pytest.mark.parametrize(("status", "left"), [(0, "new"), (3, "old")], ids=["sound", "void"])
+def test_a_void_run_does_not_replace_what_is_kept(
+    status: int, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runs(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        folder = Path(command[command.index("--out") + 1])
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_text("new")
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measured, "stage_files", lambda: {"some": tmp_path / "01_some/stage.toml"})
+    monkeypatch.setattr(subprocess, "run", runs)
+    kept = tmp_path / "01_some/measured/name.json"
+    kept.parent.mkdir(parents=True)
+    measured.run(Campaign("some", "name", ("drill", "some", "kill"), {}))
+    kept.write_text("old")
+    measured.run(Campaign("some", "name", ("drill", "some", "kill"), {}))
+    assert kept.read_text() == left
+
+
+def test_a_name_that_no_campaign_has_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        measured.main(only="no-such", trace=None, repeat=3)
+    assert "--only: must be a part of a campaign's stage/name, got no-such." in capsys.readouterr().err
