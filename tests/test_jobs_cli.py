@@ -157,21 +157,19 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert [row["answer"]["dark"] for row in read(f"{source}.results.jsonl")] == [dark(x) for x in inputs]
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path: Path, runs: Path) -> None:
+def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path: Path, verb: Rung) -> None:
     source, model = tmp_path / "items.npy", Digits()
     np.save(source, many(4 * CHUNK))
     stage = queued()
-    command = [sys.executable, "-m", "rung", "jobs", "run", "queued", str(source)]
+    words = ("jobs", "run", "queued", str(source))
+    command = [sys.executable, "-m", "rung", *words]
     with stored(stage, queue_folder("queued")) as store, working(stage, store, model=model):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         part = Path(f"{source}.results.jsonl.parts/000000.jsonl")
         assert wait_until(part.exists, PATIENCE_S)
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=PATIENCE_S)
-        done = subprocess.run(
-            [*command, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False
-        )
-    told = result(done)
+        told = result(verb(*words, "--json"))
     assert told["items"] == 4 * CHUNK
     assert told["before"] >= CHUNK
     assert told["failed"] == 0
@@ -344,7 +342,7 @@ def test_a_queued_stage_comes_up_from_nobody_and_goes_back(rung: Rung, verb: Run
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        told = result(rung("jobs", "run", "queued", str(tmp_path / "items.npy"), "--json"))
+        told = result(verb("jobs", "run", "queued", str(tmp_path / "items.npy"), "--json"))
     finally:
         over.set()
         watching.join(PATIENCE_S)
@@ -353,4 +351,4 @@ def test_a_queued_stage_comes_up_from_nobody_and_goes_back(rung: Rung, verb: Run
     assert wait_until(lambda: workers() == [], 2 * PATIENCE_S)
     assert "worker" not in verb("status").stdout
     assert rung("down").returncode == 0
-    assert result(rung("jobs", "status", "queued", "--json"))["results"] == {"ok": 600}
+    assert result(verb("jobs", "status", "queued", "--json"))["results"] == {"ok": 600}

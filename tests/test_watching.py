@@ -259,8 +259,8 @@ def overload(url: str, enough: Callable[[], bool]) -> None:
             assert statuses <= {200, 503}
 
 
-def test_a_webhook_without_an_address_is_told_before_anything_is_started(rung: Rung, verb: Rung, runs: Path) -> None:
-    done = rung("up", "single-vm", "--set", "alerts.webhook.url_env=RUNG_NO_SUCH_HOOK")
+def test_a_webhook_without_an_address_is_told_before_anything_is_started(verb: Rung) -> None:
+    done = verb("up", "single-vm", "--set", "alerts.webhook.url_env=RUNG_NO_SUCH_HOOK")
     assert done.returncode in (1, 2)
     assert "RUNG_NO_SUCH_HOOK must hold an address" in done.stderr
     assert "Traceback" not in done.stderr
