@@ -359,10 +359,15 @@ def test_a_worker_begins_no_sooner_than_its_machine_is_there(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["stage", "queue"])
-def test_a_worker_that_cannot_be_started_says_so(tmp_path: Path, name: str) -> None:
+def test_a_worker_that_cannot_be_started_says_so(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor can a jobs API, which says so in this process: that spares it its imports."""
     import subprocess
     import sys
 
+    import typer
+    from typer.testing import CliRunner
+
+    from reference_apps import logs, serve_jobs
     from stages.spec import load_stage, stage_toml
     from tests.conftest import ROOT
 
@@ -370,17 +375,20 @@ def test_a_worker_that_cannot_be_started_says_so(tmp_path: Path, name: str) -> N
     stage = load_stage("single-vm") if name == "stage" else load_stage("queued", QUICK | {"queue.broker": "redis"})
     file.write_text(stage_toml(stage))
     words = ["--stage", str(file), "--folder", str(tmp_path)]
-    environment = {key: value for key, value in os.environ.items() if key != "RUNG_BROKER_URL"}
-    for module in ("reference_apps.serve_worker", "reference_apps.serve_jobs"):
-        done = subprocess.run(
-            [sys.executable, "-m", module, *words],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            timeout=PATIENCE_S,
-            check=False,
-            env=environment,
-        )
-        assert done.returncode == 2
-        assert ("has no [queue]" if name == "stage" else "queue.url_env: RUNG_BROKER_URL must hold") in done.stderr
-        assert "Traceback" not in done.stderr
+    monkeypatch.delenv("RUNG_BROKER_URL", raising=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "reference_apps.serve_worker", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    door = typer.Typer()
+    door.command()(serve_jobs.main)
+    refused = CliRunner().invoke(door, words)
+    for status, said in ((done.returncode, done.stderr), (refused.exit_code, refused.stderr)):
+        assert status == 2
+        assert ("has no [queue]" if name == "stage" else "queue.url_env: RUNG_BROKER_URL must hold") in said
+        assert "Traceback" not in said
