@@ -141,19 +141,18 @@ def test_an_unknown_device_gets_the_nearest() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "arguments", [["stages"], ["show", "single-vm"], ["devices"], ["prices"]], ids=lambda words: words[0]
-)
-def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
+def test_nothing_heavy_is_imported() -> None:
     """What takes long to import would be waited for at every command, so it is imported where it is used."""
     heavy = ("torch", "locust", "gevent", "polars", "matplotlib", "simpy", "fastapi", "sklearn", "PIL")
+    verbs = (["stages"], ["show", "single-vm"], ["devices"], ["prices"])
     code = (
-        "import sys; from typer.testing import CliRunner; import rung; "
-        f"assert CliRunner().invoke(rung.app, {arguments!r}).exit_code == 0; "
-        f"print([name for name in {heavy!r} if name in sys.modules])"
+        "import sys; from typer.testing import CliRunner; import rung\n"
+        f"for words in {verbs!r}:\n"
+        "    assert CliRunner().invoke(rung.app, words).exit_code == 0, words\n"
+        f"    print(words[0], [name for name in {heavy!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines() == [f"{words[0]} []" for words in verbs]
 
 
 def test_prices_are_listed_with_their_sources() -> None:
