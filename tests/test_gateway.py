@@ -209,7 +209,7 @@ def test_without_a_budget_nothing_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_a_replica_that_takes_too_long_is_given_up_and_the_request_not_repeated(tmp_path: Path) -> None:
-    short = {"gateway_upstream_timeout_s": 0.2, "gateway_connect_timeout_s": 0.1}
+    short = {"gateway_upstream_timeout_s": 1.0, "gateway_connect_timeout_s": 1.0}  # a busy host connects within it
     with fleet(tmp_path, **short) as made:
         for fake in made.fakes:
             fake.answer = "hold"
