@@ -75,7 +75,7 @@ def simulate(
     json_: JsonOption = False,
 ) -> None:
     """Predict a run of a stage: its traffic through its policies on a virtual clock."""
-    from simulator import alerts, run
+    from simulator import alerts, fast, run
     from stages import bill, metrics, records
     from stages.spec import fleet_label
 
@@ -110,7 +110,7 @@ def simulate(
         fail(f"{resolved.name}: {error}", Exit.MISUSED)
     started = time.perf_counter()
     with teaching(), err.status(f"Simulating {resolved.name} …"):  # a trace is read only now
-        predicted = run.simulate(resolved, calibration=measured, seed=seed)
+        predicted = fast.simulate(resolved, calibration=measured, seed=seed)
     wall_s = time.perf_counter() - started
     count = predicted.requests.height
     paid = bill.bill(resolved, predicted)
