@@ -47,7 +47,7 @@ class FeedbackPath:
     def __init__(self, stage: Stage, folder: Path, registry: CollectorRegistry) -> None:
         assert stage.feedback is not None
         self.right: dict[str, tuple[int, int]] = {}  # by arm: right, and right or wrong, since it began (again)
-        self._since_at = 0.0  # when it began again, in seconds since the epoch
+        self._since_at = 0.0  # what was answered before it is not counted, in seconds since the epoch
         self._stage, self._feedback = stage, stage.feedback
         self._classes = CLASSES[stage.model.name]
         self._room = Room(INSIDE_MAX)
@@ -65,9 +65,10 @@ class FeedbackPath:
         await asyncio.to_thread(self._line.close, self._stage.lifecycle.drain_timeout_s)
         self._store.close()
 
-    def begin_again(self) -> None:
-        """`right` begins anew: labels of what was answered until now do not count any more, whenever they come."""
-        self.right, self._since_at = {}, time.time()
+    def begin_again(self, since_at: float) -> None:
+        """`right` begins anew: labels of what was answered before then, in seconds since the epoch, do not count any
+        more, whenever they come."""
+        self.right, self._since_at = {}, since_at
 
     def note(
         self,

@@ -337,10 +337,10 @@ class Gateway:
         """Arm → its answers that were right, and those that have a label."""
         return {} if self.feedback is None else self.feedback.right
 
-    def _forget(self) -> None:
+    def _forget(self, since_at: float) -> None:
         """Another challenger, or another try: labels of what was answered before say nothing of it."""
         if self.feedback is not None:
-            self.feedback.begin_again()
+            self.feedback.begin_again(since_at)
 
     def _new_balancer(self) -> Balancer:
         return Balancer(self.policy.policy, self.stage.traffic.seed, self.policy.sticky_load_bound)

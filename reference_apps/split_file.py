@@ -4,7 +4,8 @@
     guardrail, in the gateway ──▶ split.json ──▶ gateway after a restart, alerts, rung ab status, the next rung up
 
 Whoever changes it holds its lock, so that a share that was wanted and a stop never undo each other. A gateway that
-cannot read it goes on as it was. Times are of the machine's monotonic clock, which all processes and containers share.
+cannot read it goes on as it was. The time of a ramp is of the machine's monotonic clock, which all processes and
+containers share.
 
 A stage that starts begins with its own share, or its ramp. A stop is about one version, and stands as long as that is
 the challenger: whoever starts the stage again has not said that it is to be tried again. Another version begins anew.
@@ -44,6 +45,7 @@ class Told(NamedTuple):
     why: str = ""  # it did, in words
     stopped_at: float | None = None  # seconds since the epoch
     challenger: str = ""  # the version that all this is about, and the digest of its weights
+    began_at: float = 0.0  # when this trial did, in seconds since the epoch: what was answered before is not judged
 
     @property
     def wanted(self) -> Wanted:
@@ -51,9 +53,10 @@ class Told(NamedTuple):
         return Wanted(self.share, self.ramp_began_s, self.stopped)
 
 
-def first(split: Split, ramp_began_s: float, challenger: str = "") -> Told:
+def first(split: Split, ramp_began_s: float, challenger: str = "", began_at: float = 0.0) -> Told:
     """What a stage begins with."""
-    return Told(0, 0, split.challenger_share, None if split.ramp is None else ramp_began_s, challenger=challenger)
+    ramp_began = None if split.ramp is None else ramp_began_s
+    return Told(0, 0, split.challenger_share, ramp_began, challenger=challenger, began_at=began_at)
 
 
 def begin(folder: Path, told: Told) -> Told:
@@ -95,6 +98,7 @@ def read(folder: Path) -> Told | None:
         sound = 0.0 <= told.share <= 1.0 and (began_s is None or math.isfinite(began_s))
         sound = sound and told.generation >= 0 and told.trial >= 0 and isinstance(told.stopped, str)
         sound = sound and isinstance(told.challenger, str) and (told.stopped_at is None or told.stopped_at >= 0.0)
+        sound = sound and 0.0 <= told.began_at < math.inf
     except TypeError as error:
         raise ValueError(f"{SPLIT_FILE}: {error}") from None
     if not sound:
@@ -158,7 +162,7 @@ def _admitted(told: Told, again: bool) -> Told:
             f"the challenger was stopped by the guardrail {told.stopped}: {told.why}. Its share stays 0. "
             "Use --again to try it again; what was counted before is forgotten then."
         )
-    return told._replace(trial=told.trial + 1, stopped="", why="", stopped_at=None)
+    return told._replace(trial=told.trial + 1, stopped="", why="", stopped_at=None, began_at=time.time())
 
 
 def _after(before: Told, told: Told) -> Told:
@@ -166,7 +170,7 @@ def _after(before: Told, told: Told) -> Told:
     told = told._replace(generation=before.generation + 1)
     if before.stopped and before.challenger == told.challenger:
         stopped = before._asdict()
-        return told._replace(**{name: stopped[name] for name in ("trial", "stopped", "why", "stopped_at")})
+        return told._replace(**{name: stopped[name] for name in ("trial", "stopped", "why", "stopped_at", "began_at")})
     return told._replace(trial=before.trial + 1)
 
 

@@ -36,16 +36,17 @@ CLOSING_S = 2 * split_file.LOCK_TIMEOUT_S  # for one that is being written when 
 log = logging.getLogger("rung.gateway")
 
 Right = Callable[[], Mapping[str, tuple[int, int]]]  # arm → answers that were right, answers that have a label
-Forget = Callable[[], None]
+Forget = Callable[[float], None]  # seconds since the epoch: what was answered before then is not judged
 
 
 class Splitter:
     """The split of one gateway. `folder` holds its control file; without one the stage alone says the share.
 
-    `right` tells what labels have found so far, and `forget` has that begin anew, with a challenger that does.
+    `right` tells what labels have found so far. `forget` has that begin anew, with a challenger that does: labels
+    outlive the stage, so that those of an earlier challenger may still come.
     """
 
-    def __init__(self, stage: Stage, folder: Path | None, right: Right = dict, forget: Forget = lambda: None) -> None:
+    def __init__(self, stage: Stage, folder: Path | None, right: Right = dict, forget: Forget = lambda _: None) -> None:
         assert stage.split is not None
         self.split = stage.split
         self._folder, self._right, self._forget = folder, right, forget
@@ -150,8 +151,8 @@ class Splitter:
         begins_again = told.trial != self._told.trial
         if begins_again:
             self._stopped_s = None
-            if self._looking is not None:  # at the first look, all that is known is of this trial
-                self._forget()
+        if begins_again or self._looking is None:  # who has just begun knows of no trial
+            self._forget(told.began_at)
         self._told = told
         self.experiment.want(told.wanted, begins_again)
 

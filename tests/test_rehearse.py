@@ -181,7 +181,8 @@ def test_a_stage_that_is_up_gets_another_share_and_keeps_it_through_kill_9(runs:
             assert done.exit_code == 0, done.output
             assert json.loads(done.stdout) == {
                 **{"stage": made.stage.name, "generation": 1, "trial": 0, "share": 1.0, "ramp_began_s": None},
-                **{"stopped": "", "why": "", "stopped_at": None, "challenger": "digits/2@feed", "in_force": True},
+                **{"stopped": "", "why": "", "stopped_at": None, "challenger": "digits/2@feed"},
+                **{"began_at": 0.0, "in_force": True},
             }
             assert _arm(url) == "challenger"
         with a_gateway(made, folder) as url:  # the one before was killed

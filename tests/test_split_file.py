@@ -73,6 +73,23 @@ def test_another_version_begins_anew_and_the_same_one_does_not(tmp_path: Path) -
     assert told is not None and told.stopped == "", "a version of that name with other weights is another one"
 
 
+def test_what_was_answered_before_a_trial_began_is_none_of_it(tmp_path: Path) -> None:
+    def started(challenger: str, began_at: float) -> float:
+        return split_file.begin(tmp_path, split_file.first(Split(), 0.0, challenger, began_at)).began_at
+
+    assert started("digits/2@feed", 5.0) == 5.0
+    assert started("digits/2@feed", 6.0) == 6.0, "a stage that starts counts from nothing"
+    split_file.stop(tmp_path, 1, "errors", "it failed")
+    assert started("digits/2@feed", 7.0) == 6.0, "it is still stopped"
+    assert split_file.set_share(tmp_path, 0.3, again=True).began_at > 7.0
+    assert started("digits/3@beef", 8.0) == 8.0
+    old = json.loads((tmp_path / SPLIT_FILE).read_text())
+    del old["began_at"]
+    (tmp_path / SPLIT_FILE).write_text(json.dumps(old))
+    told = split_file.read(tmp_path)
+    assert told is not None and told.began_at == 0.0, "a file of an earlier release"
+
+
 def test_a_stage_does_not_start_where_nobody_can_say_whether_its_challenger_is_out(tmp_path: Path) -> None:
     (tmp_path / SPLIT_FILE).write_text("{")
     with pytest.raises(SplitError, match="Nobody knows whether it is out"):

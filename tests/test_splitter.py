@@ -16,9 +16,12 @@ import pytest
 from reference_apps import split_file
 from reference_apps.alerts import Stops
 from reference_apps.asking import wait_until
+from reference_apps.feedback_store import Judged
+from reference_apps.gateway import Gateway
 from reference_apps.scrape import summed
 from stages.alerts import latency_bounds_of
 from stages.policies.splitting import bucket
+from stages.spec import load_stage
 from tests.conftest import PATIENCE_S
 from tests.fake_replicas import Fleet, fleet
 from tests.told import Record
@@ -236,6 +239,20 @@ def test_labels_stop_a_challenger_that_is_wrong_too_often(tmp_path: Path) -> Non
         assert splitter(made)["stopped"] == ""
         right["challenger"] = (800, 1_000)
         assert wait_until(lambda: splitter(made)["stopped"] == "accuracy", PATIENCE_S)
+
+
+def test_labels_of_what_was_answered_before_the_stage_started_do_not_count(tmp_path: Path) -> None:
+    """The database of predictions outlives `rung down`: those of yesterday's challenger are in it."""
+    overrides: dict[str, Any] = {"split": {"champion": "1", "challenger": "2"}, "feedback": {"share": 0.0}}
+    stage = load_stage("load-balanced", overrides | {"overload": True})
+    assert stage.split is not None
+    split_file.begin(tmp_path, split_file.first(stage.split, 0.0, "digits/2@feed", began_at=1000.0))
+    gateway = Gateway(stage, tmp_path / "replicas.json", split_folder=tmp_path)
+    assert gateway.splitter is not None and gateway.feedback is not None
+    gateway.splitter._look()
+    gateway.feedback._count([Judged("challenger", False, +1, 999.0), Judged("challenger", True, +1, 1001.0)])
+    gateway.feedback._store.close()
+    assert gateway.feedback.right == {"challenger": (1, 1)}
 
 
 def test_metrics_are_told_by_arm_and_old_sums_stay(tmp_path: Path) -> None:

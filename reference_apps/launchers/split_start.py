@@ -41,7 +41,7 @@ def renew(stage: Stage, folder: Path) -> None:
 
 def _first(stage: Stage) -> split_file.Told:
     assert stage.split is not None
-    return split_file.first(stage.split, time.monotonic(), identity(model_of(stage, "challenger")))
+    return split_file.first(stage.split, time.monotonic(), identity(model_of(stage, "challenger")), time.time())
 
 
 @contextlib.contextmanager
