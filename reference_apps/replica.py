@@ -17,10 +17,12 @@ import itertools
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, cast
 
 import numpy as np
@@ -46,6 +48,7 @@ from reference_apps.asgi import (
 from reference_apps.batcher import Batcher, Request
 from reference_apps.decoding import BadInputError, Decodes, decode
 from reference_apps.device import Device, open_device
+from reference_apps.failure_log import FailureLog
 from reference_apps.logs import RequestLog
 from reference_apps.replica_metrics import ReplicaMetrics
 from stages.alerts import latency_bounds_of
@@ -55,8 +58,13 @@ __all__ = ["Replica"]
 
 log = logging.getLogger("rung.replica")
 
+# The rest of a body that has not come by then does not come.
+BODY_TIMEOUT_S = 30.0
+
 # Batches remembered for `GET /batches`: an hour at 25 batches a second.
 BATCHES_KEPT = 100_000
+# Of them so many are written down before the event loop, which serves requests, goes on with others.
+ROWS_AT_ONCE = 1000
 
 # Batches of every size up to this one are run once before the first request.
 WARM_BATCH_SIZE_MAX = 32
@@ -88,6 +96,7 @@ class Replica:
             self.batcher, stage.batching.max_batch_size, self._overruns, latency_bounds_of(stage)
         )
         self.request_log = RequestLog(log, stage.logs)
+        self._failures = FailureLog(log, stage.logs)
         self.batches: deque[tuple[int, float, float, int]] = deque(maxlen=BATCHES_KEPT)
         self.device: Device | None = None
         self.model: Any = None
@@ -100,11 +109,17 @@ class Replica:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: `/predict` on the short path, everything else through FastAPI."""
         if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
+            headers = dict(scope["headers"])
             try:
-                body = await read_body(receive, self.stage.admission.max_body_bytes)
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    body = await read_body(receive, self.stage.admission.max_body_bytes)
             except ClientGoneError:
                 return
-            await send_answer(send, await self.answer(dict(scope["headers"]), body))
+            except TimeoutError:
+                text = "The rest of the body did not come in time. Send it at once."
+                await send_answer(send, self._told(headers, "bad_input", problem(408, "bad_input", text), 0.0))
+                return
+            await send_answer(send, await self.answer(headers, body))
         else:
             await self._web(scope, receive, send)
 
@@ -138,7 +153,10 @@ class Replica:
         """One request from its headers and body to status, headers and content. `body` is None when it was too long."""
         began_s = time.monotonic()
         reason, answer = await self._answered(headers, body)
-        took_s = time.monotonic() - began_s
+        return self._told(headers, reason, answer, time.monotonic() - began_s)
+
+    def _told(self, headers: Headers, reason: str, answer: Answer, took_s: float) -> Answer:
+        """The answer to a request with these headers, counted."""
         self.metrics.answered(_OUTCOMES.get(reason, "failed"), reason, took_s)
         self.request_log.note(headers, answer, took_s)
         return answer
@@ -219,7 +237,7 @@ class Replica:
         try:
             return list(self.device.run([request.inputs for request in batch]))
         except Exception:
-            log.exception("a batch of %d failed", len(batch))
+            self._failures.note(f"a batch of {len(batch)} failed")
         if len(batch) == 1:
             return [None]
         return [answer for request in batch for answer in self._run([request])]
@@ -276,9 +294,18 @@ def web(replica: Replica) -> FastAPI:
     async def metrics() -> Response:
         return Response(replica.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/batches", summary="The batches that were run since a time of the monotonic clock")
-    async def batches(since_s: float = 0.0) -> list[tuple[int, float, float, int]]:
+    @app.get(
+        "/batches",
+        summary="The batches that were run since a time of the monotonic clock",
+        response_model=list[tuple[int, float, float, int]],
+    )
+    async def batches(since_s: float = 0.0) -> Response:
         """Rows of (batch, started_s, finished_s, batch_size), oldest first; the last 100,000 are kept."""
-        return [row for row in list(replica.batches) if row[1] >= since_s]
+        rows = list(replica.batches)
+        first, parts = bisect_left(rows, since_s, key=itemgetter(1)), []
+        for start in range(first, len(rows), ROWS_AT_ONCE):
+            parts.append(orjson.dumps(rows[start : start + ROWS_AT_ONCE])[1:-1])
+            await asyncio.sleep(0)
+        return Response(b"[%b]" % b",".join(parts), media_type="application/json")
 
     return app
