@@ -28,8 +28,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from reference_apps.launchers.member import write_atomically
 from stages.terminal import Exit, fail
 
-# A connection that has not sent the head of a request by then is closed.
-FIRST_REQUEST_S = 30.0
+# A connection that has begun, or begun a request, and has not sent its whole head by then is closed.
+HEAD_TIMEOUT_S = 30.0
 
 
 _AGAIN_S = 0.05
@@ -105,20 +105,33 @@ def drain_when_alone(drain_timeout_s: float) -> None:
 
 
 class Impatient(HttpToolsProtocol):
-    """uvicorn's protocol, with two changes. By itself it waits for the first request of a connection for ever, and it
-    sends head and content of an answer apart, which is two calls into the kernel and two wakings of the client.
+    """uvicorn's protocol, with two changes. By itself it waits for the rest of a head for ever, that of the first
+    request and of any later one, and it sends head and content of an answer apart, which is two calls into the kernel
+    and two wakings of the client.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(cast(asyncio.Transport, _Joining(transport, self.loop)))
-        self._first = self.loop.call_later(FIRST_REQUEST_S, self._close_if_silent)
+        self._patience: asyncio.TimerHandle | None = self.loop.call_later(HEAD_TIMEOUT_S, self._close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:  # a request is inside: its head has come
+            self._end_patience()
+        elif self._patience is None:  # a part of a head, or of a body that was answered before its end
+            self._patience = self.loop.call_later(HEAD_TIMEOUT_S, self._close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._first.cancel()
+        self._end_patience()
         super().connection_lost(exc)
 
-    def _close_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def _end_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _close(self) -> None:
+        if not self.transport.is_closing():
             self.transport.close()
 
 

@@ -426,7 +426,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "FIRST_REQUEST_S", 0.1)
+    monkeypatch.setattr(serving, "HEAD_TIMEOUT_S", 0.1)
     with fleet(tmp_path, 1) as made:
         address = made.url.removeprefix("http://").split(":")
         for said in (b"", b"POST /predict HT"):
