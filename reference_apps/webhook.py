@@ -3,6 +3,7 @@
     offer ──▶ [ bounded queue ] ──▶ POST, again after 0.5, 1, 2 … s ──▶ receiver
                  │ full: left out, and said in the log                │ given up, and said in the log
 
+A receiver that sends us elsewhere has not taken the message: the address has to be corrected.
 The address stands in the environment and is never written to a log: it may hold a secret. No twin: the simulator
 tells nobody.
 """
@@ -33,6 +34,13 @@ CLOSING_S = 3.0  # what waits when the stage ends has so long to go out
 log = logging.getLogger("rung.webhook")
 
 
+class _Stays(urllib.request.HTTPRedirectHandler):
+    """Follows nobody elsewhere: urllib would ask there without the message, and take the answer for a delivery."""
+
+    def redirect_request(self, *_: object) -> None:
+        """None: the redirection is told as the error that it is."""
+
+
 class WebhookError(ValueError):
     """There is no address to post to; the text says why and what to do."""
 
@@ -55,6 +63,7 @@ class Webhook:
 
     def __init__(self, url: str, settings: alerts.Webhook, first_pause_s: float = FIRST_PAUSE_S) -> None:
         self._url, self._settings, self._first_pause_s = url, settings, first_pause_s
+        self._open = urllib.request.build_opener(_Stays).open
         self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(settings.queue_length_max)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
@@ -101,7 +110,7 @@ class Webhook:
         headers = {"content-type": "application/json", "user-agent": "rung"}
         request = urllib.request.Request(self._url, orjson.dumps(message), headers, method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=self._settings.timeout_s):
+            with self._open(request, timeout=self._settings.timeout_s):
                 return ""
         except urllib.error.HTTPError as error:
             error.close()
@@ -111,5 +120,6 @@ class Webhook:
 
 
 def _may_pass(why: str) -> bool:
-    """Whether trying again may help: not where the receiver understood the message and did not want it."""
-    return not why.startswith("status 4") or why in ("status 408", "status 429")
+    """Whether trying again may help: not where the receiver understood the message and did not want it, or wants it
+    to be sent elsewhere."""
+    return not why.startswith(("status 3", "status 4")) or why in ("status 408", "status 429")

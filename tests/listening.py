@@ -13,8 +13,9 @@ Answer = Callable[[BaseHTTPRequestHandler, bytes], int]
 
 
 @contextlib.contextmanager
-def listening(answer: Answer, text: Callable[[], bytes] = lambda: b"") -> Iterator[str]:
-    """A server of this machine that answers with that status and text; gives its address."""
+def listening(answer: Answer, text: Callable[[], bytes] = lambda: b"", location: str = "") -> Iterator[str]:
+    """A server of this machine that answers with that status and text; gives its address. A redirection is to
+    `location`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -23,6 +24,8 @@ def listening(answer: Answer, text: Callable[[], bytes] = lambda: b"") -> Iterat
                 status, content = answer(self, body), text()
                 self.send_response(status)
                 self.send_header("content-length", str(len(content)))
+                if status // 100 == 3:
+                    self.send_header("location", location)
                 self.end_headers()
                 self.wfile.write(content)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -48,6 +49,22 @@ def test_a_receiver_that_fails_is_asked_again_but_not_for_ever(caplog: pytest.Lo
 
 def test_a_receiver_that_says_no_is_not_asked_again() -> None:
     assert posted(Receiver(400), {"alert": "a"}) == [{"alert": "a"}]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307])
+def test_a_receiver_that_is_elsewhere_has_not_taken_it(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Followed, the POST would be a GET without the message, and the 200 for that a delivery."""
+    asked: list[str] = []
+
+    def elsewhere(request: BaseHTTPRequestHandler, _: bytes) -> int:
+        asked.append(request.command)
+        return status if request.path == "/a-secret" else 200
+
+    with listening(elsewhere, location="/new") as url:
+        hook = Webhook(f"{url}/a-secret", SETTINGS)
+        hook._send({"alert": "a"})
+    assert asked == ["POST"]
+    assert (caplog.records[-1].levelno, caplog.records[-1].fields["why"]) == (logging.ERROR, f"status {status}")  # type: ignore[attr-defined]
 
 
 def test_a_receiver_that_hangs_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
