@@ -76,10 +76,12 @@ def engine_of(url: str, read_only: bool = False) -> Engine:
         postgres = parsed.get_backend_name() == "postgresql"
         more: dict[str, Any] = {"connect_args": {"connect_timeout": _CONNECT_TIMEOUT_S}} if postgres else {}
         engine = sa.create_engine(parsed, pool_pre_ping=postgres, **more)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
+        # Of a password with an @ and a : in it, a part is taken for the port: it is not told.
+        why = "its port is no number" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise FeedbackDownError(
             f"feedback.url_env: must hold the URL of an SQLite or Postgres database, got one that cannot be used "
-            f"({type(error).__name__}: {error}). Predictions would have no place. Use sqlite:////path/feedback.db or "
+            f"({why}). Predictions would have no place. Use sqlite:////path/feedback.db or "
             "postgresql+psycopg://user:password@host/name (with `pip install 'rung[postgres]'`).",
             lasting=True,
         ) from None

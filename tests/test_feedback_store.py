@@ -291,10 +291,16 @@ def test_a_database_of_later_code_is_left_alone(url: str) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("url", ["mysql://x/y", "nonsense", ""])
+@pytest.mark.parametrize("url", ["mysql://x/y", "nonsense", "", "postgresql+psycopg://me@host:543x/db"])
 def test_other_databases_are_refused_in_words(url: str) -> None:
     with pytest.raises(FeedbackDownError, match=r"feedback\.url_env: must hold the URL of .* cannot be used"):
         engine_of(url)
+
+
+def test_a_port_that_is_none_is_told_without_what_may_be_of_a_password() -> None:
+    with pytest.raises(FeedbackDownError, match=r"cannot be used \(its port is no number\)") as caught:
+        engine_of("postgresql+psycopg://me:a@b:secret@host:5432/name")
+    assert "secret" not in str(caught.value)
 
 
 def test_a_file_that_is_no_database_is_told_in_words(tmp_path: Path) -> None:
