@@ -20,7 +20,7 @@ SHOWN = ("throughput_rps", "latency_s_p50", "latency_s_p95", "latency_s_p99", "s
 
 
 def section(name: str, link: str, document: dict[str, Any], drawn: bool = False) -> Iterator[str]:
-    """The lines of the section of a result; `name` is its file's, `link` leads there, a picture is beside it if `drawn`."""
+    """The lines of the section of a result: `name` is of its file, `link` leads there, and to a picture if `drawn`."""
     void = document.get("void_runs") or []
     picture = f" [Picture]({link.removesuffix('.json')}.png)." if drawn else ""
     parts = (
