@@ -7,11 +7,19 @@ from dataclasses import dataclass
 import polars as pl
 
 from loadtests.raw_rows import Fired
+from stages.records import Records
 
 LAG_SHARE_MAX = 0.10
 FIRED_SHARE_MIN = 0.98
 GENERATOR_CPU_MAX = 0.90
 FOREIGN_CPU_MAX, FOREIGN_CPU_TOLD = 0.10, 0.02
+# A server's times are rounded to microseconds; those of another machine are off by its uptime.
+SAME_CLOCK_S = 0.001
+OTHER_CLOCK = (
+    "The server's times lie outside of the requests that they belong to: another machine's clock told them. "
+    "Utilisation, mean batch size and device throughput, which need one clock, are left blank."
+)
+OF_ONE_CLOCK = ("utilisation", "batch_size_mean", "device_throughput_ips")
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,13 @@ def why_void(check: SelfCheck, beside_s: float, beside: str = "service time") ->
             f"{FOREIGN_CPU_MAX:.0%}."
         )
     return " ".join(reasons) or None
+
+
+def other_clock(records: Records) -> bool:
+    """Whether the server noted by another clock than the client: an answer was computed before it was sent for, say."""
+    before = pl.col("started_s") < pl.col("sent_s") - SAME_CLOCK_S
+    after = pl.col("finished_s") > pl.col("replied_s") + SAME_CLOCK_S
+    return records.requests.filter((pl.col("outcome") == "ok") & (before | after)).height > 0
 
 
 def _whose_fault(foreign_cpu_share: float) -> str:

@@ -81,14 +81,14 @@ def fire(
             command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        _await(locust, limit_s, _Beginning(folder / f"rows{raw_rows.BEGAN}", on_begin), on_second, stack)
+        generator_s = _await(locust, limit_s, _Beginning(folder / f"rows{raw_rows.BEGAN}", on_begin), on_second, stack)
     finally:
         if locust.poll() is None:
             locust.kill()
         locust.wait()
         if locust.stdin is not None:
             locust.stdin.close()  # the generator watches this pipe: had we died, it would have ended
-    after = _Cpu.now(stack)
+    after = _Cpu.now(stack, generator_s)
     try:
         fired = raw_rows.read(folder / "rows.parquet", processes)
     except OSError as error:
@@ -166,9 +166,10 @@ def _await(
     beginning: _Beginning,
     on_second: Callable[[float], None],
     stack: _StackCpu,
-) -> None:
+) -> float:
+    """Waits until the generator has ended; gives the processor seconds that it took, with its workers."""
     began_s = time.monotonic()
-    while locust.poll() is None:
+    while (took_s := _ended(locust)) is None:
         beginning.look()
         gone_s = time.monotonic() - began_s
         if gone_s > limit_s:
@@ -176,6 +177,19 @@ def _await(
         on_second(gone_s)
         stack.look()
         time.sleep(0.25)
+    return took_s
+
+
+def _ended(process: subprocess.Popen[bytes]) -> float | None:
+    """The processor seconds of a child that has ended, and of those that it had waited for; None while it runs.
+
+    The system adds up children as one sum, in which replicas that end during the run would stand with all their life.
+    """
+    pid, status, used = os.wait4(process.pid, os.WNOHANG)
+    if not pid:
+        return None
+    process.returncode = os.waitstatus_to_exitcode(status)  # it is nobody else's to wait for any more
+    return used.ru_utime + used.ru_stime
 
 
 def _batches(stage: Stage, url: str, fired: raw_rows.Fired) -> list[raw_rows.Batch]:
@@ -236,13 +250,13 @@ class _Cpu:
     ours_s: float
 
     @classmethod
-    def now(cls, stack: _StackCpu) -> _Cpu:
+    def now(cls, stack: _StackCpu, generator_s: float = 0.0) -> _Cpu:
+        """Of ours are this process, the stack, and a generator that has ended and took so many processor seconds."""
         total = psutil.cpu_times()
         busy_s = sum(total) - total.idle - getattr(total, "iowait", 0.0)
         busy_s -= getattr(total, "guest", 0.0) + getattr(total, "guest_nice", 0.0)  # counted in user already
         own = os.times()
-        ours_s = own.user + own.system + own.children_user + own.children_system + stack.look()
-        return cls(time.monotonic(), busy_s, ours_s)
+        return cls(time.monotonic(), busy_s, own.user + own.system + generator_s + stack.look())
 
     def foreign_share(self, later: _Cpu) -> float:
         """The share of all cores between the two looks that went to others."""

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from typing import Any
 
 import polars as pl
 import pytest
 
-from loadtests.checks import SelfCheck, self_check, why_void
+from loadtests import load
+from loadtests.checks import SelfCheck, other_clock, self_check, why_void
 from loadtests.raw_rows import SCHEMA, Fired
+from reference_apps.asking import wait_until
+from tests.conftest import PATIENCE_S
+from tests.hand_made_runs import steady
 
 SERVICE_S = 0.010
 SOUND = SelfCheck(lag_s_p50=0.0001, lag_s_p99=0.001, fired_share=1.0, generator_cpu_share=0.5, foreign_cpu_share=0.01)
@@ -88,3 +96,35 @@ def test_a_run_that_fired_nothing_is_void(due: int) -> None:
     check = self_check(fired(due=due), 0.0)
     assert (check.lag_s_p99, check.fired_share) == (math.inf, 0.0)
     assert why_void(check, SERVICE_S) is not None
+
+
+def test_a_replica_that_ends_during_the_run_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a child of this process: once it is waited for, all its life stands in the sum of our children."""
+    stack, children_s = load._StackCpu(lambda: ()), 0.0
+    monkeypatch.setattr(load.os, "times", lambda: os.times_result((1.0, 1.0, children_s, children_s, 0.0)))
+    before = load._Cpu.now(stack)
+    children_s = 1000.0
+    assert load._Cpu.now(stack, 2.5).ours_s - before.ours_s == 2.5, "the generator's"
+
+
+@pytest.mark.parametrize(("code", "status"), [("sum(range(10**6))", 0), ("raise SystemExit(3)", 3)])
+def test_what_a_generator_took_is_told_once_it_has_ended(code: str, status: int) -> None:
+    process, took_s = subprocess.Popen([sys.executable, "-S", "-c", code]), list[float | None]()
+
+    def ended() -> bool:
+        took_s.append(load._ended(process))
+        return took_s[-1] is not None
+
+    assert wait_until(ended, PATIENCE_S)
+    assert took_s[-1] is not None and took_s[-1] > 0.0
+    assert process.returncode == process.poll() == status
+
+
+@pytest.mark.parametrize("off_s", [-86_400.0, 86_400.0])
+def test_times_by_another_machines_clock_are_known(off_s: float) -> None:
+    records = steady(0.02)
+    assert not other_clock(records)
+    kept = [pl.lit(None, pl.Float64).alias(name) for name in ("started_s", "finished_s")]  # out of a cache
+    assert not other_clock(replace(records, requests=records.requests.with_columns(kept)))
+    moved: Any = [pl.col(name) + off_s for name in ("arrived_s", "started_s", "finished_s")]
+    assert other_clock(replace(records, requests=records.requests.with_columns(moved)))
