@@ -12,14 +12,15 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from loadtests import report
-from loadtests.calibrate import Launch, machine
+from loadtests.calibrate import Launch, Progress, machine
 from loadtests.checks import why_void
 from loadtests.load import Loaded, fire_at_stack
 from loadtests.pace import Pace
@@ -45,7 +46,9 @@ CURVE_REQUESTS = 200_000
 CURVE_REQUESTS_GATEWAY, CURVE_REQUESTS_GATEWAY_SHORT = 20_000, 4_000  # an event each, which takes longer
 PACE_TOLD = 0.01
 MEDIAN_IN_GAP = 0.01  # of the hit ratio, from a half
-Progress = Callable[[str, float, float], None]
+OF_THEIR_OWN = "Loads and capacity are by their own, and what is known of the device's pace around them is left out."
+RIVALS = ("policies.json", "spike.json")  # by which `rung report` knows a folder of something else
+_OF_THE_CURVE = ("latency_s_p50", "latency_s_p95", "latency_s_p99", "throughput_rps")
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,11 @@ def compare(
 ) -> report.Comparison:
     """Measures and predicts `stage` at every load of `plan`; records, timelines and logs are left in `folder`.
 
+    The runs of an earlier comparison there go: they would pass for runs of this one.
     Raises LaunchError when the stack does not start, LoadError when the load generator fails.
     """
     capacity = capacity_rps(stage, calibration)
+    clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stage.toml").write_text(stage_toml(stage), encoding="utf-8")
     write_calibration(calibration, folder / "calibration.json")
@@ -123,11 +128,13 @@ def compare(
 def again(folder: Path, calibration: Calibration | None = None) -> report.Comparison:
     """The comparison of a run folder with its real runs as they were, predicted anew by the simulator of today.
 
-    `calibration` stands in for the folder's own. Raises OSError or ValueError when the folder holds no comparison.
+    `calibration` stands in for the folder's own, which stays. Raises OSError or ValueError when the folder holds no
+    comparison.
     """
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     stage = load_stage(folder / "stage.toml")
     own = calibration is None
+    more = [] if calibration is None else [f"{another_calibration(calibration)} {OF_THEIR_OWN}"]
     calibration = calibration or read_calibration(folder / "calibration.json")
     runs = []
     for (load, repeat), path in sorted(_last_attempts(folder).items()):
@@ -139,17 +146,30 @@ def again(folder: Path, calibration: Calibration | None = None) -> report.Compar
         predicted = simulate(point, schedule(point.traffic), calibration=at_pace, crash_position=crashing)
         records.write(predicted, path / "predicted")
         rate_rps = measured.requests.height / measured.window_s
-        runs.append(report.Run(load, rate_rps, repeat, check["void"], measured, predicted, pace))
+        known = bool(check.get("pace_known", True)) or not own
+        runs.append(report.Run(load, rate_rps, repeat, check["void"], measured, predicted, pace, known))
     if not runs:
         raise ValueError(f"{folder}: holds no runs")
-    write_calibration(calibration, folder / "calibration.json")
-    return _result(stage, calibration, runs, folder, about)
+    return _result(stage, calibration, runs, folder, about, more)
+
+
+def another_calibration(calibration: Calibration) -> str:
+    """What is to be known of runs that are predicted with a calibration that is not theirs."""
+    return (
+        "Predicted with another calibration than these runs were made with: one of the stage "
+        f"{calibration.stage}, made at {calibration.made_at}."
+    )
 
 
 def _result(
-    stage: Stage, calibration: Calibration, runs: list[report.Run], folder: Path, about: dict[str, Any]
+    stage: Stage,
+    calibration: Calibration,
+    runs: list[report.Run],
+    folder: Path,
+    about: dict[str, Any],
+    more: Sequence[str] = (),
 ) -> report.Comparison:
-    """What the runs of both worlds amount to; their timeline is left in `folder`."""
+    """What the runs of both worlds amount to, with `more` caveats; their timeline is left in `folder`."""
     write_timeline(folder / "timeline.json", _busiest(runs).measured, _busiest(runs).predicted)
     loads, duration_s = sorted({run.load for run in runs}), runs[0].measured.window_s
     capacity = about["capacity_rps"]
@@ -172,7 +192,9 @@ def _result(
             stage, calibration.at_pace(_median_pace(runs)), capacity, loads, duration_s, about["short"]
         ),
         caveats=list(
-            dict.fromkeys([*calibration.caveats, *_paces(runs), *caveats, *_in_the_gap(rows), *bill.caveats(stage)])
+            dict.fromkeys(
+                [*more, *calibration.caveats, *_paces(runs), *caveats, *_in_the_gap(rows), *bill.caveats(stage)]
+            )
         ),
         made_at=about["made_at"],
         short=about["short"],
@@ -192,6 +214,11 @@ def _paces(runs: Sequence[report.Run]) -> Iterator[str]:
             f"{min(paces):.2f} to {max(paces):.2f} times as long as at its calibration. "
             "Each run is predicted at its own pace; loads are shares of the calibrated capacity."
         )
+    if unknown := sum(not run.pace_known for run in runs):
+        yield (
+            f"The device's pace is not known for {unknown} of {len(runs)} runs: no reference batch came back before or "
+            "after them. They are predicted at the last pace that was found, or at that of the calibration."
+        )
 
 
 def _in_the_gap(rows: Sequence[report.Row]) -> Iterator[str]:
@@ -205,15 +232,29 @@ def _in_the_gap(rows: Sequence[report.Row]) -> Iterator[str]:
             )
 
 
+def clear(folder: Path) -> None:
+    """Removes from `folder` what earlier commands left there and `again` would take for runs of the next one."""
+    for _, _, path in list(_attempts(folder)):
+        shutil.rmtree(path)
+    for name in RIVALS:
+        (folder / name).unlink(missing_ok=True)
+
+
 def _last_attempts(folder: Path) -> dict[tuple[float, int], Path]:
     """Load and repeat → the folder of its last attempt, which is the one that counted."""
     found: dict[tuple[float, int], tuple[int, Path]] = {}
-    for path in folder.glob("load-*"):
-        named = re.fullmatch(r"load-([0-9.e-]+)-run-(\d+)(?:-again-(\d+))?", path.name)
-        if named and (path / "measured").is_dir():
-            key, attempt = (float(named[1]), int(named[2]) - 1), int(named[3] or 0)
+    for key, attempt, path in _attempts(folder):
+        if (path / "measured").is_dir():
             found[key] = max(found.get(key, (-1, path)), (attempt, path))
     return {key: path for key, (_, path) in found.items()}
+
+
+def _attempts(folder: Path) -> Iterator[tuple[tuple[float, int], int, Path]]:
+    """Load and repeat, which attempt at it, and its folder."""
+    for path in folder.glob("load-*"):
+        named = re.fullmatch(r"load-([0-9.e-]+)-run-(\d+)(?:-again-(\d+))?", path.name)
+        if named and path.is_dir():
+            yield (float(named[1]), int(named[2]) - 1), int(named[3] or 0), path
 
 
 def at_load(stage: Stage, load: float, capacity: float, duration_s: float) -> Stage:
@@ -232,7 +273,11 @@ def predicted_curve(
     least_duration_s: float,
     short: bool = False,
 ) -> list[dict[str, float]]:
-    """Predictions alone, over a finer grid of loads and longer runs than the real ones."""
+    """Predictions alone, over a finer grid of loads and longer runs than the real ones.
+
+    A cache begins each real run empty, so that a longer one would be another experiment: there a point is the mean of
+    several runs as long as the real ones, each with other dice.
+    """
     points = []
     highest = max([1.0, *loads])
     requests = CURVE_REQUESTS
@@ -240,11 +285,18 @@ def predicted_curve(
         requests = CURVE_REQUESTS_GATEWAY_SHORT if short else CURVE_REQUESTS_GATEWAY
     traced = isinstance(stage.traffic.rate, TraceRate)  # has no more to replay than it has
     for load in [x for x in CURVE_LOADS if x <= highest]:
-        duration_s = least_duration_s if traced else max(least_duration_s, requests / (load * capacity))
-        point = at_load(stage, load, capacity, duration_s)
-        found = summarise(simulate(point, calibration=calibration), stage.slo.latency_s)
-        keys = ("latency_s_p50", "latency_s_p95", "latency_s_p99", "throughput_rps")
-        points.append({"load": load, "rate_rps": load * capacity} | {key: found[key] for key in keys})
+        long_s = max(least_duration_s, requests / (load * capacity))
+        cached = stage.cache is not None
+        point = at_load(stage, load, capacity, least_duration_s if traced or cached else long_s)
+        seeds = range(max(1, round(long_s / least_duration_s)) if cached and not traced else 1)
+        found = [
+            summarise(simulate(point, calibration=calibration, seed=point.traffic.seed + n), stage.slo.latency_s)
+            for n in seeds
+        ]
+        points.append(
+            {"load": load, "rate_rps": load * capacity}
+            | {key: fmean(each[key] for each in found) for key in _OF_THE_CURVE}
+        )
     return points
 
 
@@ -264,15 +316,16 @@ def _run(
     least_s = least_service_s(calibration)
     for attempt in range(1 + retries):
         attempt_folder = folder if attempt == 0 else folder.with_name(f"{folder.name}-again-{attempt}")
-        before = pace.last
+        before, known = pace.last, pace.known
         loaded = _fire(point, launcher, attempt_folder, on_second)
         around = (before + pace.measure()) / 2
+        known = known and pace.known
         void = why_void(loaded.check, least_s)
         if void is None:
             break
     at_pace, crashing = calibration.at_pace(around), crash_positions(point)
     predicted = simulate(point, schedule(point.traffic), calibration=at_pace, crash_position=crashing)
-    check = asdict(loaded.check) | {"void": void, "pace": around}
+    check = asdict(loaded.check) | {"void": void, "pace": around, "pace_known": known}
     (attempt_folder / "check.json").write_text(json.dumps(check, indent=2), encoding="utf-8")
     records.write(loaded.records, attempt_folder / "measured")
     records.write(predicted, attempt_folder / "predicted")
@@ -284,6 +337,7 @@ def _run(
         measured=loaded.records,
         predicted=predicted,
         pace=around,
+        pace_known=known,
     )
 
 

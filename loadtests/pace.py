@@ -16,9 +16,10 @@ import polars as pl
 from loadtests.calibrate import ALL_DIFFERENT, burst_s, traced
 from loadtests.load import fire
 from reference_apps.launchers.launcher import Launcher
-from stages.arms import arm_of, model_of
+from simulator.device import service_quantiles
+from stages.arms import arm_of, replicas_of
 from stages.calibration import Calibration
-from stages.spec import Stage, device_label, with_overrides
+from stages.spec import Stage, device_label, of_replica, with_overrides
 
 REFERENCE_S = 3.0
 
@@ -31,18 +32,23 @@ class Pace:
         self._launcher, self._folder = launcher, folder
         self._count = 0
         self.last = 1.0
+        self.known = True  # unless no reference batch came back the last time
 
     def measure(self) -> float:
-        """Runs reference batches of the largest size for `REFERENCE_S` seconds; above 1: slower than calibrated."""
+        """Keeps every replica in reference batches for `REFERENCE_S` seconds; above 1: slower than calibrated.
+
+        A gateway shares a burst as it likes, so that each batch is held against the calibrated time of its own size.
+        Where none came back the pace is taken to be what it was, and is not `known`.
+        """
         if self._stage.device.kind == "emulated":
             return self.last
         size = self._stage.batching.max_batch_size
         # The calibration is of the device; the version that runs on it may be slower by a factor of its own.
-        calibrated_s = (
-            self._calibration.service_time_s(size) * model_of(self._stage, "champion").known.service_time_factor
-        )
-        step_s = burst_s(size, size, lambda _: calibrated_s)
-        arrivals_s = [burst * step_s for burst in range(int(REFERENCE_S / step_s)) for _ in range(size)]
+        times = service_quantiles(of_replica(self._stage, 0), self._calibration)
+        calibrated_s = {each: quantiles.mean_s for each, quantiles in times.items()}
+        step_s = burst_s(size, size, calibrated_s.__getitem__)
+        count = max(1, int(REFERENCE_S / step_s))
+        arrivals_s = [burst * step_s for burst in range(count) for _ in range(size * replicas_of(self._stage))]
         folder = self._folder / f"reference-{self._count}"
         folder.mkdir(parents=True, exist_ok=True)
         self._count += 1
@@ -56,7 +62,8 @@ class Pace:
         # A challenger may be slower for a reason of its own.
         own = [number for number in found.batches["replica"].unique() if arm_of(self._stage, number) != "challenger"]
         there = found.batches.filter(pl.col("replica").is_in(own))
-        took_s = there.filter(pl.col("batch_size") == size).select(pl.col("finished_s") - pl.col("started_s"))
-        if took_s.height:
-            self.last = float(took_s.to_series().to_numpy().mean()) / calibrated_s
+        self.known = there.height > 0
+        if self.known:
+            took_s = float((there["finished_s"] - there["started_s"]).sum())
+            self.last = took_s / sum(calibrated_s[each] for each in there["batch_size"])
         return self.last

@@ -69,6 +69,7 @@ def compare_all(
 
     Raises what loadtests.compare.compare raises.
     """
+    compare.clear(folder)
     found = {}
     for policy in policies:
 
@@ -86,12 +87,12 @@ def compare_all(
 
 def again(folder: Path, calibration: Calibration | None = None) -> dict[str, Comparison]:
     """The comparisons that `compare_all` left in `folder`, each predicted anew. Raises what loadtests.compare.again
-    raises, and ValueError where there is none."""
+    raises, and ValueError or KeyError where there is none."""
+    asked = orjson.loads((folder / "policies.json").read_bytes())["reports"]
     found = {}
-    for policy in POLICIES:
-        if (folder / policy / "about.json").is_file():
-            found[policy] = compare.again(folder / policy, calibration)
-            report.write_report(found[policy], folder / policy)
+    for policy in (each for each in POLICIES if each in asked):  # there may be folders of others, left from before
+        found[policy] = compare.again(folder / policy, calibration)
+        report.write_report(found[policy], folder / policy)
     if not found:
         raise ValueError(f"{folder}: holds no comparison of policies")
     _write(found, folder)

@@ -50,6 +50,7 @@ from stages.spec import Stage, stage_toml
 
 CLOSE, NEAR = 0.03, 0.10  # errors up to here are marked = and ~; beyond, !
 SIGNS = {"=": "close", "~": "near", "!": "far", "?": "unknown", "void": "void"}
+COLOURS = {"=": "green", "~": "yellow", "!": "bold red", "?": "dim", "void": "magenta"}
 LEGEND = (
     f"= within {100 * CLOSE:.0f} % (pt: percentage points), or inside the spread of the repeats;  "
     f"~ within {100 * NEAR:.0f} %;  ! further off.  A plus sign: predicted above measured."
@@ -73,6 +74,7 @@ class Run:
     measured: Records
     predicted: Records
     pace: float = 1.0  # of the device around the run, against its calibration; see loadtests/pace.py
+    pace_known: bool = True  # else no reference batch came back, and it is the last one that was found
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,7 @@ class Row:
     @property
     def sign(self) -> str:
         """How far off, in a sign that reads in grey: a key of SIGNS."""
-        if self.void:
-            return "void"
-        if not math.isfinite(self.error):
-            return "?"
-        if abs(self.error) <= CLOSE or self.spread_low <= self.predicted <= self.spread_high:
-            return "="
-        return "~" if abs(self.error) <= NEAR else "!"
+        return sign_of(self.error, self.spread_low <= self.predicted <= self.spread_high, self.void)
 
 
 @dataclass(frozen=True)
@@ -222,7 +218,7 @@ def _rows_of(
                 metric=metric,
                 measured=middle,
                 predicted=model,
-                error=model - middle if how.is_share else _relative(model, middle),
+                error=model - middle if how.is_share else relative(model, middle),
                 spread_low=min(values),
                 spread_high=max(values),
                 void=of_load[0].void is not None,
@@ -269,7 +265,6 @@ def print_table(comparison: Comparison, console: Console) -> None:
     table.add_column("metric", no_wrap=True)
     for name in ("measured", "predicted", "error", "", "measured spread"):
         table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
-    colours = {"=": "green", "~": "yellow", "!": "bold red", "?": "dim", "void": "magenta"}
     for load in comparison.loads:
         of_load = [row for row in comparison.rows if row.load == load]
         if not of_load:
@@ -283,7 +278,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
                 Text(shown(row.metric, row.measured), style=value),
                 Text(shown(row.metric, row.predicted), style=value),
                 Text(shown_error(row.metric, row.error), style=value),
-                Text(row.sign, style=colours[row.sign]),
+                Text(row.sign, style=COLOURS[row.sign]),
                 Text(shown_spread(row.metric, row.spread_low, row.spread_high), style="dim"),
             )
     console.print(table)
@@ -347,7 +342,19 @@ def _by_load(runs: Iterable[Run]) -> dict[float, list[Run]]:
     return {load: [run for run in group if run.void is None] or group for load, group in grouped.items()}
 
 
-def _relative(predicted: float, measured: float) -> float:
+def sign_of(error: float, in_spread: bool, void: bool) -> str:
+    """The sign of an error, a key of SIGNS; `in_spread` says that the prediction is one that the repeats had."""
+    if void:
+        return "void"
+    if not math.isfinite(error):
+        return "?"
+    if abs(error) <= CLOSE or in_spread:
+        return "="
+    return "~" if abs(error) <= NEAR else "!"
+
+
+def relative(predicted: float, measured: float) -> float:
+    """predicted / measured - 1; 0 where both are 0, NaN where only nothing was measured."""
     if measured == 0.0:
         return 0.0 if predicted == 0.0 else math.nan
     return predicted / measured - 1.0

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from loadtests import cli, compare, policies, report
 from loadtests.policies import Order
 from loadtests.report import Comparison, Run
+from reference_apps.launchers.member import LaunchError
 from stages import calibration
 from stages.calibration import GatewayCosts, ServiceTimes
 from stages.problems import StageError
@@ -116,9 +117,10 @@ def test_a_folder_of_policies_is_predicted_again(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(report, "png", lambda figure: b"a picture")
     monkeypatch.setattr(compare, "CURVE_LOADS", (0.3, 1.0))
     monkeypatch.setattr(compare, "CURVE_REQUESTS_GATEWAY_SHORT", 500)
-    for policy in ("random", "least-outstanding"):
+    for policy in ("random", "least-outstanding", "sticky"):  # the last one is of an earlier comparison
         left_behind(tmp_path, policy, steady(0.05))
-    (tmp_path / "policies.json").write_text("{}")
+    asked = {"reports": {"random": "", "least-outstanding": ""}}
+    (tmp_path / "policies.json").write_text(json.dumps(asked))
     done = CliRunner().invoke(cli.app, ["report", str(tmp_path), "--json"])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
@@ -127,6 +129,42 @@ def test_a_folder_of_policies_is_predicted_again(tmp_path: Path, monkeypatch: py
     assert all(Path(page).is_file() for page in document["reports"].values())
     predicted = {row["policy"]: row["predicted"] for row in document["rows"] if row["metric"] == policies.METRIC}
     assert predicted["least-outstanding"] != predicted["random"], "each by its own policy"
+
+
+def test_what_an_earlier_comparison_left_is_no_run_of_the_next(tmp_path: Path) -> None:
+    left_behind(tmp_path, "random", steady(0.05))
+    folder = tmp_path / "random"
+    (folder / "load-0.8-run-1-again-1" / "measured").mkdir(parents=True)
+    (folder / "policies.json").write_text("{}")
+    (folder / "load-figures").mkdir()
+
+    def no_stack(*_: Any) -> Any:
+        raise LaunchError("it does not start")
+
+    stage, plan = load_stage(folder / "stage.toml"), compare.Plan([0.5], 1, 2.0, True)
+    with pytest.raises(LaunchError):
+        compare.compare(stage, CALIBRATION, plan, folder, command="", launch=no_stack)
+    assert [path.name for path in folder.glob("load-*")] == ["load-figures"]
+    assert not (folder / "policies.json").exists()
+
+
+def test_a_folder_keeps_its_own_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runs' pace was measured against that one."""
+    monkeypatch.setattr(compare, "CURVE_LOADS", (0.5,))
+    monkeypatch.setattr(compare, "CURVE_REQUESTS_GATEWAY_SHORT", 100)
+    left_behind(tmp_path, "random", steady(0.05))
+    folder = tmp_path / "random"
+    (folder / "load-0.5-run-1" / "check.json").write_text('{"void": null, "pace": 1.5, "pace_known": false}')
+    other = CALIBRATION.model_copy(update={"made_at": "another day"})
+    for _ in range(2):
+        found = compare.again(folder, other)
+        assert (found.runs[0].pace, found.runs[0].pace_known) == (1.0, True)
+        assert "another calibration" in found.caveats[0] and "another day" in found.caveats[0]
+        own = compare.again(folder)
+        assert own.calibration == CALIBRATION
+        assert (own.runs[0].pace, own.runs[0].pace_known) == (1.5, False)
+        assert not any("another calibration" in caveat for caveat in own.caveats)
+        assert any("pace is not known for 1 of 1 runs" in caveat for caveat in own.caveats)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from loadtests import pace
 from stages.calibration import Calibration, ServiceTimes
 from stages.records import BATCHES
 from stages.spec import Stage, load_stage
+from stages.traffic import schedule
 
 CALIBRATION = Calibration(
     stage="micro-batched",
@@ -38,14 +39,14 @@ def _stage(kind: str) -> Stage:
     return load_stage("micro-batched", given)
 
 
-def _fires(monkeypatch: pytest.MonkeyPatch, took_s: float, size: int) -> list[Stage]:
-    """Stands in for the load generator: every batch is of `size` and takes `took_s`."""
+def _fires(monkeypatch: pytest.MonkeyPatch, took_s: float, size: int, count: int = 5) -> list[Stage]:
+    """Stands in for the load generator: `count` batches of `size` that take `took_s` each."""
     fired: list[Stage] = []
 
     def fire(stage: Stage, *_: Any, **__: Any) -> SimpleNamespace:
         fired.append(stage)
         batches = pl.DataFrame(
-            [(0, n, n * 1.0, n * 1.0 + took_s, size) for n in range(5)], schema=BATCHES, orient="row"
+            [(0, n, n * 1.0, n * 1.0 + took_s, size) for n in range(count)], schema=BATCHES, orient="row"
         )
         return SimpleNamespace(records=SimpleNamespace(batches=batches))
 
@@ -58,12 +59,40 @@ def test_batches_that_take_longer_are_a_pace_above_one(monkeypatch: pytest.Monke
     device = pace.Pace(_stage("cpu"), CALIBRATION, UP, tmp_path)
     assert device.measure() == pytest.approx(1.25)
     assert device.last == pytest.approx(1.25)
+    assert device.known
     assert len(fired) == 1
 
 
-def test_batches_of_another_size_say_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _fires(monkeypatch, took_s=0.050, size=7)
-    assert pace.Pace(_stage("cpu"), CALIBRATION, UP, tmp_path).measure() == 1.0
+def test_each_batch_is_held_against_the_time_of_its_own_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where a gateway shares a burst of eight among two replicas. Between two of the sweep lies a straight line."""
+    _fires(monkeypatch, took_s=1.25 * (0.010 + 3 / 7 * 0.030), size=4)
+    assert pace.Pace(_stage("cpu"), CALIBRATION, UP, tmp_path).measure() == pytest.approx(1.25)
+
+
+def test_every_replica_of_a_fleet_is_kept_busy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fired = _fires(monkeypatch, took_s=0.040, size=8)
+    changes = {"fleet.replicas": 3, "device.kind": "cpu", "device.profile": None, "device.slowdown": None}
+    pace.Pace(load_stage("load-balanced", changes | {"overload": True}), CALIBRATION, UP, tmp_path).measure()
+    arrivals_s = schedule(fired[0].traffic).arrivals_s.tolist()
+    assert arrivals_s.count(arrivals_s[0]) == 3 * 8
+
+
+def test_a_pace_that_no_batch_told_is_not_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slow = CALIBRATION.model_copy(
+        update={
+            "service_times": (
+                ServiceTimes(batch_size=1, quantiles_s=(10.0,)),
+                ServiceTimes(batch_size=8, quantiles_s=(40.0,)),
+            )
+        }
+    )
+    fired = _fires(monkeypatch, took_s=50.0, size=8)
+    device = pace.Pace(_stage("cpu"), slow, UP, tmp_path)
+    assert device.measure() == pytest.approx(1.25), "one burst at least, of the slowest model"
+    assert schedule(fired[0].traffic).arrivals_s.size == 8
+    _fires(monkeypatch, took_s=50.0, size=8, count=0)
+    assert device.measure() == pytest.approx(1.25)
+    assert not device.known
 
 
 def test_an_emulated_device_keeps_its_pace_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
