@@ -15,18 +15,18 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from loadtests import drill_figures as figures
-from loadtests.calibrate import Launch, machine
+from loadtests.calibrate import Launch, Progress, machine
 from loadtests.checks import why_void
 from loadtests.compare import at_load, least_service_s
 from loadtests.drill_figures import Look, Phases, Seen
 from loadtests.drill_watch import Asked, Plan, log_kept, watching
 from loadtests.load import Loaded, fire_at_stack
+from loadtests.payloads import crash_positions
 from loadtests.tending import start_s_of, tended
 from reference_apps import rotation, supervisor
 from reference_apps.launchers.launcher import Launcher
@@ -45,7 +45,6 @@ from stages.traffic import schedule
 MARGIN_S = 3.0  # of the run, after all should be well again
 PHASES = 9  # of the probes, for each of which a prediction is made
 WARM_UP_S = 2.0
-Progress = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -173,9 +172,12 @@ def predict(point: Stage, plan: Plan, calibration: Calibration | None, start_s: 
         lasts_s = back_s(start_s) if plan.failure == "kill" else plan.for_s
         kind: Any = plan.failure
         failure = Failure(kind, plan.replica, plan.at_s, lasts_s, plan.factor, noticed_s())
-    arrivals = schedule(point.traffic)
+    arrivals, crashing = schedule(point.traffic), crash_positions(point)
     phases = [(n + 0.5) / PHASES for n in range(PHASES)]
-    return [_as_run(drilled(point, arrivals, failure, calibration, probe_phase=p), plan) for p in phases]
+    return [
+        _as_run(drilled(point, arrivals, failure, calibration, probe_phase=p, crash_position=crashing), plan)
+        for p in phases
+    ]
 
 
 def _as_run(found: Drilled, plan: Plan) -> Run:

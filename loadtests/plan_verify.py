@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtests import spike, spike_report
-from loadtests.calibrate import Launch
+from loadtests.calibrate import Launch, Progress
 from loadtests.report import LEGEND
 from loadtests.spike_report import Figure, Row
 from reference_apps.launchers.process import ProcessLauncher
@@ -126,7 +126,7 @@ def verify(
     short: bool = False,
     command: str = "rung plan --verify",
     launch: Launch = ProcessLauncher,
-    on_progress: spike.Progress = lambda *_: None,
+    on_progress: Progress = lambda *_: None,
 ) -> Verified:
     """Measures and predicts the stretched stage; records, logs, a picture over time and verified.json stay in `folder`.
 

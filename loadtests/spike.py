@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from loadtests import scaling_rows
-from loadtests.calibrate import Launch, machine
+from loadtests.calibrate import Launch, Progress, machine
 from loadtests.checks import why_void
-from loadtests.compare import least_service_s
+from loadtests.compare import another_calibration, least_service_s
 from loadtests.load import Loaded, fire_at_stack
+from loadtests.payloads import crash_positions
 from loadtests.shapes import constant
 from loadtests.tending import start_s_of, tended
 from reference_apps.launchers.process import ProcessLauncher
@@ -37,7 +38,6 @@ from stages.traffic import schedule
 # A void run is repeated at once, so many times at most; a short one is not.
 VOID_RETRIES = 1
 WARM_UP_S = 2.0
-Progress = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def spike(
         "made_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }
     (folder / "about.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
-    predicted = simulate(point, schedule(point.traffic), calibration=calibration)
+    predicted = _predicted(point, calibration)
     runs, duration_s = [], point.traffic.duration_s
     for repeat in range(plan.repeat):
 
@@ -137,24 +137,32 @@ def with_measured_start(point: Stage, launch: Launch, folder: Path) -> Stage:
 def again(folder: Path, calibration: Calibration | None = None) -> Spiked:
     """A spike's run folder with its real runs as they were, predicted anew by the simulator of today.
 
-    `calibration` stands in for the folder's own. Raises OSError or ValueError when the folder holds no spike.
+    `calibration` stands in for the folder's own, which stays. Raises OSError or ValueError when the folder holds no
+    spike.
     """
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     point = load_stage(folder / "stage.toml")
+    more = [] if calibration is None else [another_calibration(calibration)]
     calibration = calibration or read_calibration(folder / "calibration.json")
-    predicted = simulate(point, schedule(point.traffic), calibration=calibration)
+    predicted = _predicted(point, calibration)
     runs = []
     for repeat in range(about["repeat"]):
         path = folder / f"run-{repeat + 1}"
         void = json.loads((path / "check.json").read_text(encoding="utf-8"))["void"]
         runs.append(Run(repeat, void, records.read(path / "measured"), predicted))
     records.write(predicted, folder / "predicted")
-    write_calibration(calibration, folder / "calibration.json")
-    return _result(point, calibration, runs, about)
+    return _result(point, calibration, runs, about, more)
 
 
-def _result(point: Stage, calibration: Calibration, runs: list[Run], about: dict[str, Any]) -> Spiked:
-    caveats = [*calibration.caveats, *beyond_calibration(point, calibration)]
+def _predicted(point: Stage, calibration: Calibration) -> Records:
+    """What the simulator says of the schedule that is sent, of those very inputs."""
+    return simulate(point, schedule(point.traffic), calibration=calibration, crash_position=crash_positions(point))
+
+
+def _result(
+    point: Stage, calibration: Calibration, runs: list[Run], about: dict[str, Any], more: Sequence[str] = ()
+) -> Spiked:
+    caveats = [*more, *calibration.caveats, *beyond_calibration(point, calibration)]
     if about.get("on") == "docker" and point.scaling is not None:
         cold = point.scaling.cold_start
         caveats.append(

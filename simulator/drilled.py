@@ -21,9 +21,10 @@ from simulator.drills import Failure, rolling, strike
 from simulator.gateway import Gateway
 from simulator.outcomes import fleet_records
 from simulator.probes import keep_probing
-from simulator.run import arrivals, submitting
+from simulator.run import CrashPosition, arrivals, submitting
 from stages.arms import kinds_of, replicas_of
 from stages.calibration import Calibration, HostCosts
+from stages.policies.crashing import item_position
 from stages.records import Records
 from stages.spec import Stage, of_replica
 from stages.traffic import Schedule
@@ -57,8 +58,10 @@ def drilled(
     *,
     probe_phase: float = 0.5,
     seed: int | None = None,
+    crash_position: CrashPosition = item_position,
 ) -> Drilled:
-    """The predicted run in which `failure` happens. `probe_phase`, 0 to 1, is when within its interval a probe is due.
+    """The predicted run in which `failure` happens. `probe_phase`, 0 to 1, is when within its interval a probe is due;
+    `crash_position` says where an item stands among those that a version crashes on.
 
     Raises ValueError, in words, where nothing says how long a batch takes.
     """
@@ -67,6 +70,7 @@ def drilled(
     env, config = Environment(), stage.gateway
     costs = (calibration.host, calibration.gateway) if calibration else (HostCosts(), None)
     gateway = Gateway(stage, env, *costs, seed)
+    gateway.crash_position = crash_position
     total, window_s = schedule.arrivals_s.size, schedule.duration_s
     numbers = count(replicas_of(stage))
 

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simpy import Environment
 
+from loadtests import drill
+from loadtests.drill_watch import Plan
 from simulator.batcher import Batcher, Request
 from simulator.device import open_device
 from simulator.drilled import Restart, drilled
@@ -218,3 +220,13 @@ def test_what_was_not_heard_is_sent_again_after_twice_as_long_each_time(since_s:
     next_s = resent_s(since_s, since_s + waits_s) - since_s
     assert min(abs(next_s - mark_s) for mark_s in marks_s) < 1e-6
     assert waits_s - 1e-6 <= next_s <= 2 * waits_s + RESEND_S + 1e-6
+
+
+def test_the_inputs_that_are_sent_say_which_requests_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, _ = a_fleet(**{"model.facts": {"crash_share": 0.5}, "traffic.duration_s": 10.0})
+    plan = Plan("slow", 0, AT_S, FOR_S, 1.0, 0.5, True)
+    for position, answered in ((0.6, True), (0.4, False)):
+        monkeypatch.setattr(drill, "PHASES", 1)
+        monkeypatch.setattr(drill, "crash_positions", lambda _, position=position: lambda item: position)
+        (found,) = drill.predict(stage, plan, None, 0.0)
+        assert ((found.records.requests["outcome"] == "ok") == answered).all()

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from simulator.run import simulate
 from stages import calibration, records
 from stages.problems import StageError
 from stages.records import Records, looks_frame
-from stages.spec import Stage, device_label, load_stage
+from stages.spec import Stage, device_label, load_stage, stage_toml, with_overrides
 from stages.terminal import Exit
 from stages.traffic import rate_at_rps, schedule
 from tests.conftest import processes_of
@@ -256,6 +256,36 @@ def test_the_folder_has_picture_and_json(tmp_path: Path) -> None:
     latency = next(row for row in document["rows"] if row["metric"] == "latency_s_p95")
     assert latency["measured"] is None
     assert not math.isnan(latency["predicted"])
+
+
+def a_folder(folder: Path) -> Stage:
+    """What a spike leaves that is to be predicted again."""
+    point = load_stage("load-balanced", {"traffic.duration_s": 2.0, "traffic.rate.rate_rps": 20.0})
+    (folder / "stage.toml").write_text(stage_toml(point))
+    calibration.write(a_calibration({1: (0.01,)}), folder / "calibration.json")
+    about = asdict(Plan(1, "a spike", 20.0, True)) | {"command": "rung spike", "machine": "none", "made_at": "2026"}
+    (folder / "about.json").write_text(json.dumps(about))
+    records.write(simulate(point, schedule(point.traffic)), folder / "run-1" / "measured")
+    (folder / "run-1" / "check.json").write_text('{"void": null}')
+    return point
+
+
+def test_a_folder_keeps_its_own_calibration(tmp_path: Path) -> None:
+    a_folder(tmp_path)
+    own = (tmp_path / "calibration.json").read_text()
+    other = a_calibration({1: (0.5,)}).model_copy(update={"made_at": "another day"})
+    assert "another day" in spike_again(tmp_path, other).caveats[0]
+    assert (tmp_path / "calibration.json").read_text() == own
+    assert not any("another calibration" in caveat for caveat in spike_again(tmp_path).caveats)
+
+
+def test_the_inputs_that_are_sent_say_which_requests_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = a_folder(tmp_path)
+    (tmp_path / "stage.toml").write_text(stage_toml(with_overrides(point, {"model.facts": {"crash_share": 0.5}})))
+    for position, answered in ((0.6, True), (0.4, False)):
+        monkeypatch.setattr("loadtests.spike.crash_positions", lambda _, position=position: lambda item: position)
+        predicted = spike_again(tmp_path).runs[0].predicted
+        assert ((predicted.requests["outcome"] == "ok") == answered).all()
 
 
 # ---- a real run ----
