@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from loadtests.verbs import (
     OnOption,
     RunFolderOption,
     ShortOption,
+    at_rest,
     bar,
     calibrated,
     calibration_of,
@@ -74,6 +76,9 @@ def load(
         )
     records.write(loaded.records, kept)
     metrics = summarise(loaded.records, resolved.slo.latency_s)
+    if checks.other_clock(loaded.records):
+        metrics |= dict.fromkeys(checks.OF_ONE_CLOCK, math.nan)
+        err.print(f"[yellow]![/yellow] {checks.OTHER_CLOCK}", highlight=False)
     paid = bill.bill(resolved, loaded.records)
     one_batch_s = _least_service_s(resolved) or metrics["latency_s_p50"]
     void = checks.why_void(loaded.check, one_batch_s)
@@ -161,9 +166,10 @@ def compare(
 
         resolved = with_overrides(resolved, {"scaling": None, "overload": True})
         err.print("The fleet stays as it starts: steady loads are compared. `rung spike` has the autoscaler at work.")
-    resolved = _at_rest(resolved)
+    resolved = at_rest(resolved, "steady loads are compared")
     chosen = None if policies is None else _policies(resolved, policies)
-    seconds = duration_s or (SHORT_DURATION_S if short else LONG_DURATION_S)
+    seconds = duration_s if duration_s is not None else SHORT_DURATION_S if short else LONG_DURATION_S
+    _check_duration(resolved, seconds)
     plan = Plan(_loads(loads), repeat, seconds, short or seconds < QUOTABLE_DURATION_S, void_retries)
     calibration = calibration_of(resolved, short, on, calibration_file)
     kept = folder or fresh_folder(f"compare-{resolved.name}")
@@ -220,24 +226,6 @@ def report_(
         print_comparisons(found, folder, json_)
 
 
-def _at_rest(stage: Stage) -> Stage:
-    """The stage without what would change its split, or take the gateway's time, while it is compared."""
-    split = stage.split
-    if split is None:
-        return stage
-    from stages.spec import with_overrides
-
-    changed: dict[str, object] = {"split.ramp": None, "split.guardrails": None, "feedback": None, "overload": True}
-    if split.ramp is not None:
-        changed["split.challenger_share"] = split.ramp.shares[-1]
-    if split.ramp is not None or split.guardrails is not None or stage.feedback is not None:
-        err.print(
-            "The share stays, nobody stops the challenger or labels an answer: steady loads are compared. "
-            "`rung ab rehearse` has them at work."
-        )
-    return with_overrides(stage, changed)
-
-
 def _target(stage: Stage, url: str | None) -> tuple[str, Stack | None]:
     """Where to send, and the stack if it runs here."""
     from reference_apps.up import Stack, list_up
@@ -250,9 +238,18 @@ def _target(stage: Stage, url: str | None) -> tuple[str, Stack | None]:
     return found[0].url, Stack(found[0])
 
 
+def _check_duration(stage: Stage, duration_s: float) -> None:
+    """Ends the command in words where no run can last so long, before anything is calibrated for it."""
+    from stages.spec import with_overrides
+
+    with teaching():
+        with_overrides(stage, {"traffic.duration_s": duration_s, "overload": True})
+
+
 def _loads(text: str) -> list[float]:
+    """The loads in `a,b,c`, each once: to the six digits that a run's folder is named after."""
     try:
-        loads = [float(part) for part in text.split(",")]
+        loads = list(dict.fromkeys(float(f"{float(part):g}") for part in text.split(",")))
     except ValueError:
         loads = []
     if not loads or not all(0.0 < load <= 10.0 for load in loads):
@@ -288,8 +285,11 @@ def _policies(stage: Stage, text: str) -> list[str]:
 
 
 def _least_service_s(stage: Stage) -> float | None:
+    """Device time in seconds of one request on the quickest of the emulated devices; None where one takes its time."""
+    from loadtests.calibrate import kinds
     from stages import catalogue
 
-    if stage.device.profile is None:
-        return None
-    return catalogue.profiles()[stage.device.profile].service_time_s(1) * stage.device.slowdown
+    profiles = [kind.device.profile for kind in kinds(stage)]
+    known = catalogue.profiles()
+    times_s = [known[profile].service_time_s(1) for profile in profiles if profile is not None]
+    return min(times_s) * stage.device.slowdown if len(times_s) == len(profiles) else None

@@ -14,6 +14,7 @@ from loadtests.verbs import (
     OnOption,
     RunFolderOption,
     ShortOption,
+    at_rest,
     bar,
     calibration_of,
     failures,
@@ -76,6 +77,7 @@ def drill(
     )
     _refuse_what_nothing_reads(failure, for_s, replica, factor)
     _check(resolved, plan, on)
+    resolved = at_rest(resolved, "it is the failure that is compared")
     calibration = calibration_of(resolved, short, on, calibration_file)
     kept = folder or fresh_folder(f"drill-{resolved.name}-{failure}")
     command = shlex.join(["rung", *sys.argv[1:]])

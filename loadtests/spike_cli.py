@@ -17,6 +17,7 @@ from loadtests.verbs import (
     OnOption,
     RunFolderOption,
     ShortOption,
+    at_rest,
     bar,
     calibration_of,
     failures,
@@ -74,7 +75,7 @@ def spike(
 
     _check(times, for_s, base_load, shape, trace, trace_start_s, trace_length_s)
     seconds = for_s or (SHORT_FOR_S if short else FOR_S)
-    resolved = stage_of(stage, set_, device=device)
+    resolved = at_rest(stage_of(stage, set_, device=device), "it is the spike that is compared")
     asked = Shape(shape, times, seconds, trace, trace_start_s or 0.0, trace_length_s)
     base_rps = _base_rps(resolved)
     _point(resolved, asked, base_rps)  # so that what is wrong is said before anything is measured

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from stages.terminal import Exit, fail, overrides, progress, teaching
+from stages.terminal import Exit, err, fail, overrides, progress, teaching
 
 if TYPE_CHECKING:
     from loadtests.calibrate import Launch
@@ -76,16 +76,32 @@ def stage_of(
             fail(f"--rate {rate_rps:g}: {error}.", Exit.MISUSED)
 
 
+def at_rest(stage: Stage, why: str) -> Stage:
+    """The stage without what would change its split, or take the gateway's time, during a run; `why` is told then."""
+    split = stage.split
+    if split is None:
+        return stage
+    from stages.spec import with_overrides
+
+    changed: dict[str, object] = {"split.ramp": None, "split.guardrails": None, "feedback": None, "overload": True}
+    if split.ramp is not None:
+        changed["split.challenger_share"] = split.ramp.shares[-1]
+    if split.ramp is not None or split.guardrails is not None or stage.feedback is not None:
+        err.print(
+            f"The share stays, nobody stops the challenger or labels an answer: {why}. "
+            "`rung ab rehearse` has them at work."
+        )
+    return with_overrides(stage, changed)
+
+
 def calibrated(stage: Stage, short: bool, on: On = "process") -> tuple[Calibration, Path]:
-    """The calibration of this machine for the stage: the one that is kept, or a new one."""
+    """A calibration of this machine for the stage, made now: it takes the place of the one that is kept."""
     from loadtests.calibrate import calibrate as measure
     from loadtests.calibrate import kept_path
     from reference_apps.up import fresh_folder
     from stages import calibration
 
     path = kept_path(stage, short, on)
-    if path.exists():
-        return read_calibration(path), path
     long = (LONG_ROUNDS, LONG_REAL_SWEEP_S, LONG_LOW_LOAD_S)
     rounds, real_sweep_s, low_load_s = (SHORT_ROUNDS, SHORT_REAL_SWEEP_S, SHORT_LOW_LOAD_S) if short else long
     with failures(), bar() as on_progress:
@@ -104,10 +120,20 @@ def calibrated(stage: Stage, short: bool, on: On = "process") -> tuple[Calibrati
 
 
 def calibration_of(stage: Stage, short: bool, on: On, file: Path | None) -> Calibration:
-    """The calibration in `file`, or else this machine's; ends the command in words when it does not fit the stage."""
+    """The calibration in `file`, or else this machine's: the one that is kept, or a new one. Ends the command in words
+    when it does not fit the stage.
+    """
+    from loadtests.calibrate import kept_path
     from simulator.run import capacity_rps
 
-    found = calibrated(stage, short, on)[0] if file is None else read_calibration(file)
+    kept = kept_path(stage, short, on)
+    if file is not None:
+        found = read_calibration(file)
+    elif kept.exists():
+        again = f"Make it anew: `rung calibrate {stage.name}`, with this command's --short, --device, --on and --set."
+        found = read_calibration(kept, again)
+    else:
+        found, _ = calibrated(stage, short, on)
     try:
         capacity_rps(stage, found)
     except ValueError as error:
@@ -115,7 +141,8 @@ def calibration_of(stage: Stage, short: bool, on: On, file: Path | None) -> Cali
     return found
 
 
-def read_calibration(path: Path) -> Calibration:
+def read_calibration(path: Path, remedy: str = "Make one with `rung calibrate STAGE`.") -> Calibration:
+    """The calibration in a file; ends the command in words, `remedy` the last of them, when it is none."""
     from pydantic import ValidationError
 
     from stages import calibration
@@ -124,7 +151,7 @@ def read_calibration(path: Path) -> Calibration:
         return calibration.read(path)
     except (OSError, ValidationError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a calibration"
-        fail(f"{path}: cannot be read ({reason}). Make one with `rung calibrate STAGE`.", Exit.MISUSED)
+        fail(f"{path}: cannot be read ({reason}). {remedy}", Exit.MISUSED)
 
 
 @contextmanager

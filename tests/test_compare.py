@@ -14,15 +14,16 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from loadtests import calibrate, compare, verbs
+from loadtests import calibrate, cli, compare, verbs
 from loadtests.cli import _loads
 from loadtests.compare import at_load
 from rung import app
 from simulator.run import simulate
-from stages import calibration, records
-from stages.spec import device_label, load_stage
+from stages import calibration, catalogue, records
+from stages.spec import Stage, device_label, load_stage
 from stages.traffic import schedule
 from tests.conftest import Rung
+from tests.hand_made_runs import steady
 from tests.made import a_calibration
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("in_numpy")]
@@ -85,7 +86,7 @@ def test_run_folder_holds_everything(compared: tuple[Path, dict[str, Any], Path]
         "timeline.json",
         "latency_against_load.png",
     } <= {path.name for path in folder.iterdir()}
-    assert load_stage(folder / "stage.toml") == load_stage("micro-batched")
+    assert load_stage(folder / "stage.toml") == load_stage("micro-batched", {"overload": True})
     assert (folder / "stack" / "replica-0.log").is_file()
 
 
@@ -150,6 +151,7 @@ def test_a_calibration_that_cannot_serve_the_stage_is_told_in_words(tmp_path: Pa
 
 def test_loads_are_read() -> None:
     assert _loads("0.2, 0.95") == [0.2, 0.95]
+    assert _loads("0.5,0.2,0.50,0.5000001") == [0.5, 0.2], "each load has a folder of its own"
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,8 @@ def test_loads_are_read() -> None:
             'traffic.loop: must be "open"',
         ),
         (["compare", "single-vm", "--calibration", "no.json"], "no.json: cannot be read (No such file or directory)"),
+        (["compare", "single-vm", "--duration", "0"], "traffic.duration_s: must be"),
+        (["compare", "single-vm", "--duration=-3"], "traffic.duration_s: must be"),
         (["report", "nowhere"], "nowhere: is not a run folder that `rung compare` finished"),
         (["load", "single-vm"], "single-vm: is not up. Start it with `rung up single-vm`, or give --url."),
         (["load", "single-vm", "--rate", "-1"], "--rate"),
@@ -185,3 +189,58 @@ def test_a_stages_own_rate_is_no_matter_where_loads_are_shares_of_what_it_carrie
     assert verbs.stage_of("load-balanced", slow, own_rate=False).device.slowdown == 8.0
     with pytest.raises(typer.Exit):
         verbs.stage_of("load-balanced", slow)
+
+
+def test_calibrate_measures_anew_and_compare_takes_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNG_RUNS", str(tmp_path))
+    stage, made = load_stage("micro-batched"), list[calibration.Calibration]()
+
+    def measure(*_: Any, **__: Any) -> calibration.Calibration:
+        made.append(a_calibration({1: (0.01,), 8: (0.02,)}).model_copy(update={"command": f"number {len(made)}"}))
+        return made[-1]
+
+    monkeypatch.setattr(calibrate, "calibrate", measure)
+    kept = calibrate.kept_path(stage, short=True)
+    for number in range(2):
+        assert CliRunner().invoke(app, ["calibrate", "micro-batched", "--short"]).exit_code == 0
+        assert calibration.read(kept).command == f"number {number}"
+    assert verbs.calibration_of(stage, True, "process", None) == made[-1]
+    assert len(made) == 2
+    kept.write_text("{}")
+    done = CliRunner().invoke(app, ["compare", "micro-batched", "--short"])
+    assert done.exit_code == 2
+    assert "it is not a calibration). Make it anew: `rung calibrate micro-batched`" in " ".join(done.stderr.split())
+    assert CliRunner().invoke(app, ["calibrate", "micro-batched", "--short"]).exit_code == 0
+    assert verbs.calibration_of(stage, True, "process", None) == made[-1]
+
+
+def test_the_curve_of_a_cache_is_of_runs_as_long_as_the_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache begins each of them empty."""
+    asked: list[tuple[float, float, int]] = []
+
+    def simulated(point: Stage, *, seed: int, **_: Any) -> records.Records:
+        asked.append((point.traffic.duration_s, point.traffic.rate.mean_rps(1.0), seed))  # type: ignore[union-attr]
+        return steady(0.01 * len(asked))
+
+    monkeypatch.setattr(compare, "simulate", simulated)
+    monkeypatch.setattr(compare, "CURVE_LOADS", (0.5, 1.0))
+    monkeypatch.setattr(compare, "CURVE_REQUESTS_GATEWAY", 600)
+    points = compare.predicted_curve(load_stage("cached"), a_calibration({1: (0.01,)}), 100.0, [0.5], 2.0)
+    assert {duration_s for duration_s, _, _ in asked} == {2.0}
+    assert [rate_rps for _, rate_rps, _ in asked] == [50.0] * 6 + [100.0] * 3, "as many requests as of any other stage"
+    assert len({(rate_rps, seed) for _, rate_rps, seed in asked}) == 9
+    assert points[0]["latency_s_p50"] == pytest.approx(0.012 + 0.01 * 3.5), "their mean"
+    asked.clear()
+    compare.predicted_curve(load_stage("load-balanced"), a_calibration({1: (0.01,)}), 100.0, [0.5], 2.0)
+    assert [duration_s for duration_s, _, _ in asked] == [12.0, 6.0]
+
+
+def test_the_time_beside_which_a_lag_counts_is_that_of_the_quickest_replica() -> None:
+    quick, slow = "a100-resnet50-tf32-tensorflow", "t4-resnet50-fp16-pytorch"
+    for profiles in ([slow, quick], [quick, slow]):
+        stage = load_stage("load-balanced", {"fleet.profiles": profiles, "device.slowdown": 2.0, "overload": True})
+        assert cli._least_service_s(stage) == 2.0 * catalogue.profiles()[quick].service_time_s(1)
+    timed = {"device.kind": "cpu", "device.profile": None, "device.slowdown": None}
+    assert cli._least_service_s(load_stage("single-vm", timed)) is None

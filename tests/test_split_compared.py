@@ -9,10 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from loadtests import raw_rows, report
+from loadtests import drill, drill_cli, raw_rows, report, spike, spike_cli
 from loadtests.calibrate import alone, before_one, kinds
-from loadtests.cli import _at_rest
+from loadtests.verbs import at_rest
+from reference_apps.launchers.member import LaunchError
 from simulator.run import simulate
 from stages import records
 from stages.spec import Stage, device_label, load_stage
@@ -117,12 +119,33 @@ def test_table_and_page_name_the_arm(tmp_path: Path) -> None:
 
 
 def test_what_is_compared_stands_still() -> None:
-    at_rest = _at_rest(load_stage("ab-test"))
-    assert at_rest.split is not None
-    assert (at_rest.split.ramp, at_rest.split.guardrails, at_rest.feedback) == (None, None, None)
-    assert at_rest.split.challenger_share == 0.5, "the ramp's last step"
+    still = at_rest(load_stage("ab-test"), "loads are compared")
+    assert still.split is not None
+    assert (still.split.ramp, still.split.guardrails, still.feedback) == (None, None, None)
+    assert still.split.challenger_share == 0.5, "the ramp's last step"
     plain = load_stage("load-balanced")
-    assert _at_rest(plain) is plain
+    assert at_rest(plain, "loads are compared") is plain
+
+
+@pytest.mark.parametrize(("module", "words"), [(spike_cli, ["spike"]), (drill_cli, ["drill", "hang"])])
+def test_nothing_ramps_during_a_spike_or_a_drill(
+    module: Any, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ramp would begin with the stack in one world, and with the schedule in the other."""
+    run: list[Stage] = []
+
+    def both_worlds(stage: Stage, *_: Any, **__: Any) -> Any:
+        run.append(stage)
+        raise LaunchError("it does not start")
+
+    verb, *rest = words
+    monkeypatch.setattr(module, "stage_of", lambda *_, **__: load_stage("ab-test"))
+    monkeypatch.setattr(module, "calibration_of", lambda *_: None)
+    monkeypatch.setattr({"spike": spike, "drill": drill}[verb], verb, both_worlds)
+    done = CliRunner().invoke(module.app, ["ab-test", *rest, "--out", str(tmp_path)])
+    assert done.exit_code == 1 and "it does not start" in done.output
+    split = run[0].split
+    assert split is not None and (split.ramp, split.guardrails) == (None, None)
 
 
 def test_an_answer_that_tells_no_arm_has_that_of_its_replica() -> None:
