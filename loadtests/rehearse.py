@@ -26,7 +26,7 @@ from typing import Any
 import polars as pl
 
 from loadtests.answers import right_answers
-from loadtests.calibrate import Launch, machine
+from loadtests.calibrate import Launch, Progress, machine
 from loadtests.checks import why_void
 from loadtests.compare import least_service_s
 from loadtests.drill_figures import Row
@@ -55,7 +55,6 @@ MARGIN_SHARE, MARGIN_S = 0.5, 15.0
 FAR_OFF_S = 86_400.0
 ASK_TIMEOUT_S = 10.0
 STACK = "stack"  # what the processes leave, in the run's folder
-Progress = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -100,28 +99,31 @@ def rehearse(
     """Measures and predicts what becomes of the stage's challenger; records and logs are left in `folder`.
 
     What an earlier rehearsal left there goes: its challenger was stopped, and its labels are another run's.
-    The run ends with the stage's own duration, or sooner where every prediction has the challenger out long before.
+    The run ends with the stage's own duration, or sooner where every prediction has the challenger
+    out long before: the one for the inputs that are sent, and those for others.
     Raises LaunchError when the stack does not start, LoadError when the load generator fails.
     """
     shutil.rmtree(folder / STACK, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_calibration(calibration, folder / "calibration.json")
     dice = _thrown(stage, calibration, on_progress)
-    point = with_overrides(stage, {"traffic.duration_s": duration_s(stage, dice), "overload": True})
+    crashes_at, right = crash_positions(stage), right_answers(stage)
+    foreseen = stop_of(stage, schedule(stage.traffic), calibration, crash_position=crashes_at, right=right)
+    ends_s = duration_s(stage, [out_of(stage, foreseen), *dice])
+    point = with_overrides(stage, {"traffic.duration_s": ends_s, "overload": True})
     (folder / "stage.toml").write_text(stage_toml(point), encoding="utf-8")
     arrivals = schedule(point.traffic)
     loaded, measured = _measured(point, calibration, folder, launch, on_progress)
-    crashes_at, right = crash_positions(point), right_answers(point)
     predicted = rehearsed(point, arrivals, calibration, crash_position=crashes_at, right=right)
     void = _why_void(point, loaded, calibration)
     _leave(folder, asdict(loaded.check) | {"void": void}, loaded.records, predicted)
-    foreseen = out_of(point, predicted.stopped)
+    expected = out_of(point, predicted.stopped)
     return Rehearsal(
         stage=point,
         measured=measured,
-        predicted=foreseen,
+        predicted=expected,
         dice=dice,
-        rows=rows(measured, foreseen, dice, loaded.records, predicted.records),
+        rows=rows(measured, expected, dice, loaded.records, predicted.records),
         void=void,
         caveats=list(dict.fromkeys([*calibration.caveats, *beyond_calibration(point, calibration)])),
         machine=machine(),

@@ -19,6 +19,7 @@ import pytest
 from safetensors.numpy import load_file, save
 from typer.testing import CliRunner
 
+from loadtests import rehearse as rehearsal
 from loadtests import rehearse_report
 from loadtests.ab_split_cli import app
 from loadtests.answers import right_answers
@@ -26,6 +27,7 @@ from loadtests.payloads import make_payloads
 from loadtests.rehearse import Out, duration_s, out_of, rehearse, rows
 from reference_apps import split_file
 from reference_apps.asking import probe, wait_until
+from reference_apps.launchers.member import LaunchError
 from reference_apps.model_metadata import About
 from reference_apps.models.inputs import WEIGHTS_DIR
 from reference_apps.registry import pinned
@@ -71,6 +73,28 @@ def test_a_run_lasts_until_every_prediction_has_it_out_and_no_longer_than_the_st
     assert duration_s(stage, [an_out(10.0), an_out(20.0)]) == 45.0
     assert duration_s(stage, [an_out(10.0), NEVER]) == stage.traffic.duration_s
     assert duration_s(stage, [an_out(590.0)]) == stage.traffic.duration_s
+
+
+def test_a_run_is_not_cut_where_the_inputs_that_are_sent_leave_the_challenger_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All other dice have it out at once."""
+    lasted_s: list[float] = []
+
+    def no_run(point: Stage, *_: Any) -> Any:
+        lasted_s.append(point.traffic.duration_s)
+        raise LaunchError("it does not start")
+
+    monkeypatch.setattr(rehearsal, "_thrown", lambda *_: [an_out(0.5)])
+    monkeypatch.setattr(rehearsal, "_measured", no_run)
+    monkeypatch.setattr(rehearsal, "right_answers", lambda _: None)
+    stage = quick(traffic__duration_s=60.0, split__challenger_facts={"crash_share": 0.5})
+    for position in (0.6, 0.4):
+        monkeypatch.setattr(rehearsal, "crash_positions", lambda _, position=position: lambda item: position)
+        with pytest.raises(LaunchError):
+            rehearse(stage, KNOWN, tmp_path, command="rung ab rehearse")
+    assert lasted_s[0] == 60.0, "never out"
+    assert lasted_s[1] < 20.0
 
 
 def test_a_stop_is_told_with_its_guardrail_and_in_words() -> None:
