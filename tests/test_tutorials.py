@@ -178,6 +178,15 @@ def test_a_page_is_written_anew_in_place(tmp_path: Path) -> None:
     assert refresh.with_numbers(page, refresh.renewed(page, measured=False)) == text
 
 
+def test_what_a_chapter_brought_up_ends_where_a_block_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, ended = tmp_path / "00_page.md", list[object]()
+    page.write_text("```python\n1 / 0\n```\n")
+    monkeypatch.setattr(running, "end", ended.append)
+    with pytest.raises(ChapterError):
+        refresh.renewed(page, measured=False)
+    assert len(ended) == 1
+
+
 def test_void_figures_do_not_take_the_place_of_others(tmp_path: Path) -> None:
     page = tmp_path / "00_page.md"
     block = "<!-- block: measured exit=0,3 -->\n```console\n$ echo 7 a second; {}\n{}```\n"

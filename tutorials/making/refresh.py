@@ -31,13 +31,15 @@ def renewed(path: Path, measured: bool) -> str:
     Raises ChapterError where a block ends otherwise than it says.
     """
     text, namespace, pieces, at = path.read_text(encoding="utf-8"), dict[str, Any](), list[str](), 0
-    for block in blocks(Document(text, str(path))):
-        if block.options.measured and not measured:
-            continue
-        err.print(f"{path.name}:{block.line} …", highlight=False)
-        pieces += [text[at : block.start], rendered(block, _outputs(path, block, namespace))]
-        at = block.end
-    running.end({})
+    try:
+        for block in blocks(Document(text, str(path))):
+            if block.options.measured and not measured:
+                continue
+            err.print(f"{path.name}:{block.line} …", highlight=False)
+            pieces += [text[at : block.start], rendered(block, _outputs(path, block, namespace))]
+            at = block.end
+    finally:  # a stack that a chapter brought up outlives this process
+        running.end({})
     return "".join((*pieces, text[at:]))
 
 
