@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loadtests.verbs import OnOption, ShortOption, bar, calibration_of, failures, launch_of, stage_of
+from loadtests.verbs import (
+    CalibrationOption,
+    OnOption,
+    RunFolderOption,
+    ShortOption,
+    bar,
+    calibration_of,
+    failures,
+    launch_of,
+    stage_of,
+)
 from stages.terminal import Exit, JsonOption, SetOption, StageArgument, fail, out, print_json
 
 if TYPE_CHECKING:
@@ -69,13 +79,9 @@ def rehearse(
     ] = None,
     duration_s: Annotated[float | None, typer.Option("--duration", help="Seconds of the run, at most.")] = None,
     on: OnOption = "process",
-    calibration_file: Annotated[
-        Path | None, typer.Option("--calibration", help="Use this calibration, and make none.")
-    ] = None,
+    calibration_file: CalibrationOption = None,
     short: ShortOption = False,
-    folder: Annotated[
-        Path | None, typer.Option("--out", help="The run folder; by default a new one under runs/.")
-    ] = None,
+    folder: RunFolderOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from loadtests import policies, report
+from loadtests.costs import QUANTILES
 from loadtests.report import Comparison
 from stages.calibration import Calibration
 from stages.terminal import err, out, print_json
@@ -40,12 +41,13 @@ def print_metrics(metrics: dict[str, float], title: str) -> None:
 def print_calibration(calibration: Calibration) -> None:
     """Device times, a table a device, and the medians of what the host takes."""
     devices = {calibration.device: calibration.service_times, **calibration.other_devices}
+    outermost = 50 / QUANTILES  # the least and the most are not kept
     for device, swept in devices.items():
         title = f"{calibration.stage} on {device}"
-        table = Table("batch size", "service time, ms", "least", "most", title=title)
+        table = Table("batch size", "service time, ms", f"p{outermost:.1f}", f"p{100 - outermost:.1f}", title=title)
         for times in swept:
-            least, most = times.quantiles_s[0], times.quantiles_s[-1]
-            table.add_row(*(str(times.batch_size), *(f"{1e3 * t:.3f}" for t in (times.mean_s, least, most))))
+            low, high = times.quantiles_s[0], times.quantiles_s[-1]
+            table.add_row(*(str(times.batch_size), *(f"{1e3 * t:.3f}" for t in (times.mean_s, low, high))))
         out.print(table)
     host = calibration.host
     middle = len(host.send_quantiles_s) // 2

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadtests.report import CLOSE, LEGEND, NEAR
+from loadtests.report import COLOURS, LEGEND, relative, sign_of
 from loadtests.spike import Run, Spiked
 from loadtests.wording import NOTHING, digits
 from simulator.plot_frame import png
@@ -94,16 +94,10 @@ class Row:
     @property
     def sign(self) -> str:
         """How far off, as in a comparison: =, ~, ! or ?, and `void`."""
-        if self.void:
-            return "void"
-        if not math.isfinite(self.error):
-            return "?"
-        if self.bound is not None:
+        if self.bound is not None and math.isfinite(self.error) and not self.void:
             intervals = self.error / self.bound - ROUNDING
             return "=" if intervals <= 1 else "~" if intervals <= 2 else "!"
-        if abs(self.error) <= CLOSE or self.spread_low <= self.predicted <= self.spread_high:
-            return "="
-        return "~" if abs(self.error) <= NEAR else "!"
+        return sign_of(self.error, self.spread_low <= self.predicted <= self.spread_high, self.void)
 
 
 def rows(spiked: Spiked) -> list[Row]:
@@ -176,7 +170,6 @@ def print_table(spiked: Spiked, console: Console) -> None:
     table.add_column("figure", no_wrap=True)
     for name in ("measured", "predicted", "error", "", "spread"):
         table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
-    colours = {"=": "green", "~": "yellow", "!": "bold red", "?": "dim", "void": "magenta"}
     known = {figure.name: figure for figure in (*FIGURES, *LAGS)}
     for row in rows(spiked):
         figure = known[row.metric]
@@ -186,7 +179,7 @@ def print_table(spiked: Spiked, console: Console) -> None:
             figure.shown(row.measured),
             figure.shown(row.predicted),
             shown_error(figure, row.error),
-            Text(row.sign, style=colours[row.sign]),
+            Text(row.sign, style=COLOURS[row.sign]),
             Text(spread[0] if spread[0] == spread[1] else " to ".join(spread), style="dim"),
         )
     console.print(table)
@@ -254,9 +247,7 @@ def error_of(figure: Figure, measured: float, predicted: float) -> float:
     """Predicted against measured: a difference of shares, a share of all else; NaN where nothing was measured."""
     if figure.kind == "share":
         return predicted - measured
-    if measured == 0.0:
-        return 0.0 if predicted == 0.0 else math.nan
-    return predicted / measured - 1.0
+    return relative(predicted, measured)
 
 
 def shown_error(figure: Figure, error: float) -> str:

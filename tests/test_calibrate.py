@@ -14,6 +14,7 @@ import pytest
 from loadtests import calibrate, costs
 from loadtests.checks import SelfCheck
 from loadtests.load import Loaded
+from loadtests.printing import print_calibration
 from simulator.device import open_device
 from simulator.run import beyond_calibration, capacity_rps, simulate
 from stages import catalogue
@@ -401,3 +402,9 @@ def test_an_emulated_device_takes_the_times_of_its_own_sweep_only() -> None:
     assert open_device(stage, own).service_time_s(1) == SERVICE_S[1][0]
     assert open_device(stage, KNOWN).service_time_s(1) == profile_s
     assert open_device(stage).service_time_s(1) == profile_s
+
+
+def test_what_is_printed_calls_the_outermost_quantiles_by_their_name(capsys: pytest.CaptureFixture[str]) -> None:
+    print_calibration(KNOWN)
+    heading = next(line for line in capsys.readouterr().out.splitlines() if "batch size" in line)
+    assert heading.split("┃")[-3:-1] == [" p0.5   ", " p99.5  "]
