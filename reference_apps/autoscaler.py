@@ -23,9 +23,10 @@ from pathlib import Path
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from reference_apps.launched_fleet import LaunchedFleet
 from reference_apps.launchers.launcher import Launcher
-from reference_apps.launchers.member import LaunchError, Member
 from reference_apps.scrape import page, summed
+from reference_apps.tolerated import Tolerated
 from stages.policies.autoscaling import Fleet, Look, Scaler, timetable
 from stages.policies.histogram import LATENCY_BOUNDS_S
 from stages.policies.scraping import ReplicaSample, Sample
@@ -33,7 +34,10 @@ from stages.scaling import Scaling
 
 __all__ = ["Autoscaler", "ScaledFleet"]
 
-SCALING_FILE = "scaling.jsonl"
+# A line a decision. A diary of so many bytes is put aside, in the place of the one before, and a new one is begun.
+SCALING_FILE, EARLIER_FILE = "scaling.jsonl", "scaling-earlier.jsonl"
+SCALING_MAX_BYTES = 16_777_216
+LOOKS_MAX = 1000  # decisions that are remembered
 BEGIN_FILE = "scaling-begin"
 # Replicas that are asked at once, and how long one of them may take.
 SCRAPES_MAX = 16
@@ -42,13 +46,13 @@ SCRAPE_TIMEOUT_S = 0.5
 log = logging.getLogger("rung.autoscaler")
 
 
-class ScaledFleet:
+class ScaledFleet(LaunchedFleet):
     """The replicas of a launcher, as its gateway and they themselves tell of them."""
 
     def __init__(self, launcher: Launcher) -> None:
+        super().__init__(launcher)
         stage = launcher.stage
         assert stage.gateway is not None and stage.scaling is not None
-        self._launcher = launcher
         self._edge = stage.gateway.edge
         self._asks_replicas = stage.scaling.metric in ("utilisation", "queue-depth")
         self._out: set[int] = set()  # those that the last scrape found out of rotation
@@ -73,29 +77,9 @@ class ScaledFleet:
             replicas = {number: ReplicaSample(each_s) for number, each_s in held_s.items()}
         return Sample(at_s, arrived, total.answers_within, replicas)
 
-    def members(self) -> list[int]:
-        """Those that serve, or would if they were not ejected, or dead and about to be started again."""
-        return [r.number for r in self._launcher.replicas if r.state in ("ready", "died") or _again(r)]
-
     def ready(self) -> list[int]:
         """The members that the gateway has in rotation, as far as the last scrape knew."""
         return [r.number for r in self._launcher.replicas if r.state == "ready" and r.number not in self._out]
-
-    def starting(self) -> list[int]:
-        """Those that were started and have never served."""
-        return [r.number for r in self._launcher.replicas if r.state == "starting" and not _again(r)]
-
-    def start(self, cold_start_s: float) -> None:
-        """One more, in rotation no sooner than in `cold_start_s` seconds. One that cannot be started is left out."""
-        try:
-            self._launcher.add_cold(cold_start_s)
-        except (LaunchError, OSError) as error:
-            log.warning("no replica could be started: %s", error)
-
-    def drain(self, number: int) -> None:
-        """Takes it out of rotation, and lets it go when it has answered what it has."""
-        with contextlib.suppress(KeyError):  # gone by itself
-            self._launcher.drain(number)
 
     def _asked(self, held_s: Mapping[int, float]) -> dict[int, ReplicaSample]:
         """Queue and device of each replica that answers."""
@@ -123,13 +107,14 @@ class Autoscaler:
     ) -> None:
         self._scaling, self._fleet, self._folder, self._clock = scaling, fleet, folder, clock
         self._begun = ""  # what scaling-begin said
+        self._diary = Tolerated(f"{SCALING_FILE} cannot be written", log)
         self._next = (0.0, False, False)
         self._begin(clock())
 
     @property
     def looks(self) -> list[Look]:
-        """Every decision since it began."""
-        return self._scaler.looks
+        """The decisions since it began, the last LOOKS_MAX of them."""
+        return list(self._scaler.looks)
 
     def look(self) -> bool:
         """Does what is due. True when replicas were started or are drained. What was missed is not made up for."""
@@ -141,22 +126,29 @@ class Autoscaler:
             self._next = next(self._timetable)
         if at_s < 0.0:
             return False
-        before = self.looks[-1].wanted if self.looks else self._found
+        before = self._scaler.looks[-1].wanted if self._scaler.looks else self._found
         look = self._scaler.look(at_s, scrapes, decides)
         if look is None:
             return False
-        line = look._asdict() | {"at_s": self._zero_s + look.at_s}
-        with (self._folder / SCALING_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._note(look._replace(at_s=self._zero_s + look.at_s))
         if look.wanted == before:
             return False
         log.info("replicas from %d to %d: %s", before, look.wanted, look.why)
         return True
 
+    def _note(self, look: Look) -> None:
+        """Writes a decision down. One that cannot be written is in force all the same."""
+        file = self._folder / SCALING_FILE
+        with self._diary:
+            if file.exists() and file.stat().st_size >= SCALING_MAX_BYTES:
+                file.replace(self._folder / EARLIER_FILE)
+            with file.open("a", encoding="utf-8") as diary:
+                diary.write(json.dumps(look._asdict()) + "\n")
+
     def _begin(self, zero_s: float) -> None:
         self._zero_s = zero_s
         self._found = len(self._fleet.members()) + len(self._fleet.starting())
-        self._scaler = Scaler(self._scaling, self._fleet, self._found)
+        self._scaler = Scaler(self._scaling, self._fleet, self._found, LOOKS_MAX)
         self._timetable = timetable(self._scaling)
         self._next = next(self._timetable)
 
@@ -166,11 +158,6 @@ class Autoscaler:
             if told != self._begun:
                 self._begun = told
                 self._begin(float(told))
-
-
-def _again(replica: Member) -> bool:
-    """Whether it is being started in the place of one that died."""
-    return replica.state == "starting" and replica.restarts > 0
 
 
 def _by_replica(text: str) -> dict[str, dict[int, float]]:

@@ -10,6 +10,7 @@ withdrawn when its time is over; one that was taken goes on, and that is what is
 from __future__ import annotations
 
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,9 +20,12 @@ from typing import Any
 
 from reference_apps.asking import POLL_S
 from reference_apps.launchers.member import write_atomically
+from reference_apps.tolerated import Tolerated
 
 WAITING_MAX = 16  # commands that may wait for the supervisor; more are refused
 _COMMAND, _TAKEN, _ANSWER = ".command.json", ".taken.json", ".answer.json"
+
+log = logging.getLogger("rung.supervisor")
 
 
 class CommandError(RuntimeError):
@@ -45,8 +49,9 @@ class Command:
         self._answer({"error": error})
 
     def _answer(self, answer: Mapping[str, Any]) -> None:
-        write_atomically(self._taken.with_name(self._taken.name.removesuffix(_TAKEN) + _ANSWER), json.dumps(answer))
-        self._taken.unlink(missing_ok=True)
+        with Tolerated(f"{self.name}: the answer cannot be written, and whoever asked waits in vain", log):
+            write_atomically(self._taken.with_name(self._taken.name.removesuffix(_TAKEN) + _ANSWER), json.dumps(answer))
+            self._taken.unlink(missing_ok=True)
 
 
 class Inbox:

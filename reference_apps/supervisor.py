@@ -36,6 +36,7 @@ from reference_apps.launchers.member import LaunchError, Member, write_atomicall
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.queue_fleet import QueueFleet
 from reference_apps.restarting import Steps, rolling
+from reference_apps.tolerated import Tolerated
 from reference_apps.up import Up, feedback_folder, queue_folder, runs_folder, split_folder, state_file
 from reference_apps.webhook import WebhookError, address
 from stages.arms import arm_of
@@ -114,7 +115,10 @@ class Supervisor:
             here = any(member is dead.member for member in self.launcher.members)
             if here and dead.member.state == "died" and time.monotonic() >= dead.due_s:
                 say(f"{dead.member.title} is started again on port {dead.member.port}")
-                dead.member = self.launcher.restart(dead.member)
+                try:
+                    dead.member = self.launcher.restart(dead.member)
+                except LaunchError as error:  # found dead at the next look, which counts one death more
+                    log.warning("%s could not be started again: %s", dead.member.title, error)
 
     def _work(self) -> None:
         """The next step of the command at work; they are done one after the other."""
@@ -159,7 +163,7 @@ def supervise(folder: Path, stopping: threading.Event, on: str = "process") -> N
     logs.configure("supervisor", None, stage.logs.level)
     if stage.alerts.webhook is not None:
         address(stage.alerts.webhook)  # raises where there is nobody to tell
-    state, written = state_file(stage.name), ""
+    state, written, writing = state_file(stage.name), "", Tolerated("the state file cannot be written", log)
     me, since = psutil.Process(), time.time()
     who = {"supervisor_pid": me.pid, "supervisor_created": me.create_time(), "since": since, "on": on}
     with _alone(stage.name), _made(on, stage, folder) as launcher, alerts.watching(launcher):
@@ -169,8 +173,9 @@ def supervise(folder: Path, stopping: threading.Event, on: str = "process") -> N
             while True:
                 now = json.dumps(asdict(_described(stage, launcher, who)), indent=2)
                 if now != written:
-                    write_atomically(state, now)
-                    written = now
+                    with writing:
+                        write_atomically(state, now)
+                        written = now
                 if stopping.wait(LOOK_S):
                     return
                 supervisor.look()

@@ -40,7 +40,7 @@ class Up:
     gateway: dict[str, Any] | None = None  # pid, port, url, state
     cache: dict[str, Any] | None = None  # the same, of the server of its cache, where it has one of its own
     on: str = "process"  # what its replicas are: processes, or containers ("docker")
-    lives: list[Any] = field(default_factory=list)  # as launchers.member.Life, of every replica that there ever was
+    lives: list[Any] = field(default_factory=list)  # as launchers.member.Life, of the replicas that there are and were
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ class Stack:
         return (up.supervisor_pid, *up.pids)
 
     def lives(self) -> list[Life]:
-        """Every replica that there ever was."""
+        """The replicas that there are and were."""
         return [Life(*life) for life in self._now().lives]
 
     def _now(self) -> Up:

@@ -90,7 +90,7 @@ class Autoscaler:
     @property
     def looks(self) -> list[Look]:
         """Every decision so far."""
-        return self._scaler.looks
+        return list(self._scaler.looks)
 
     def _run(self) -> Generator[Event, None, None]:
         for at_s, scrapes, decides in timetable(self._scaling):

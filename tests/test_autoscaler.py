@@ -77,6 +77,35 @@ def test_looks_that_were_missed_are_not_made_up_for(tmp_path: Path) -> None:
     assert [look.at_s for look in autoscaler.looks] == [1.0, 30.0, 31.0]
 
 
+def test_a_diary_that_cannot_be_written_ends_no_autoscaler(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    now_s = 0.0
+    case = Case("a load", ((0.0, 30.0),), (), 60.0, {"target": 10.0})
+    autoscaler = running.Autoscaler(case.tables(), PretendFleet(case, lambda: now_s), tmp_path, lambda: now_s)
+    (tmp_path / running.SCALING_FILE).mkdir()
+    for now_s in range(5):  # noqa: B007  (the clock reads it)
+        autoscaler.look()
+    assert autoscaler.looks[-1].wanted == 3
+    assert caplog.text.count("scaling.jsonl cannot be written") == 1
+
+
+def test_neither_the_diary_nor_what_is_remembered_grows_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "LOOKS_MAX", 3)
+    monkeypatch.setattr(running, "SCALING_MAX_BYTES", 1000)
+    now_s = 0.0
+    case = Case("a load", ((0.0, 10.0),), (), 60.0, {"target": 10.0})
+    autoscaler = running.Autoscaler(case.tables(), PretendFleet(case, lambda: now_s), tmp_path, lambda: now_s)
+    for now_s in range(101):  # noqa: B007  (the clock reads it)
+        autoscaler.look()
+    assert [look.at_s for look in autoscaler.looks] == [98.0, 99.0, 100.0]
+    files = list(tmp_path.iterdir())
+    assert sum(file.stat().st_size for file in files) < 2 * 1500
+    kept = scaling_rows.read(tmp_path, 0.0, 100.0)["at_s"].to_list()
+    assert len(files) == 2
+    assert kept == [float(at_s) for at_s in range(101 - len(kept), 101)]
+
+
 def test_a_moment_in_scaling_begin_has_it_begin_anew(tmp_path: Path) -> None:
     now_s = 100.0
     table = {"policy": "scheduled", "schedule": [{"at_s": 2.0, "replicas": 3}]}
@@ -428,5 +457,5 @@ def test_the_decisions_of_a_run_are_cut_out_of_what_was_written(tmp_path: Path) 
     assert scaling_rows.read(tmp_path, 0.0, 10.0).is_empty()
     looks = [Look(at_s, 2, 1, 1, None, "why") for at_s in (99.0, 101.0, 104.0, 111.0)]
     lines = "".join(json.dumps(look._asdict()) + "\n" for look in looks)
-    (tmp_path / running.SCALING_FILE).write_text(lines + '{"at_s": 10')
+    (tmp_path / running.SCALING_FILE).write_text(lines.replace("\n", '\n{"at_s": 10\n', 1) + '{"at_s": 10')
     assert scaling_rows.read(tmp_path, 100.0, 10.0)["at_s"].to_list() == [1.0, 4.0]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from typing import Any
 import pytest
 
 from reference_apps import supervisor as supervising
-from reference_apps.commands import CommandError, Inbox, ask
+from reference_apps.commands import Command, CommandError, Inbox, ask
+from reference_apps.launched_fleet import LaunchedFleet
+from reference_apps.launchers import fleet_file, launcher, members
 from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.member import GATEWAY, LaunchError, Member
+from reference_apps.restarting import rolling
 from reference_apps.supervisor import Supervisor
-from stages.spec import load_stage
+from stages.spec import load_stage, stage_toml
 from tests.conftest import PATIENCE_S
 
 
@@ -54,9 +58,12 @@ class Pretender(Launcher):
         self.started: list[str] = []
         self.told_by_gateway = told
         self.listening: Callable[[Member], bool] = lambda _: True
+        self.refusal: Exception | None = None  # what starting anything comes to
         self._url = url
 
     def _start_replica(self, member: Member) -> Pretended:
+        if self.refusal is not None:
+            raise self.refusal
         self.started.append(member.name)
         return Pretended(1000 + len(self.started))
 
@@ -205,6 +212,95 @@ def test_the_gateway_is_started_again_and_the_replicas_stay(fleet: Pretender, mo
     assert fleet.gateway.port == 7000 + GATEWAY
 
 
+@pytest.mark.parametrize("refusal", [OSError("Resource temporarily unavailable"), LaunchError("the engine is gone")])
+def test_one_that_cannot_be_started_is_left_out_and_the_others_serve_on(
+    fleet: Pretender, refusal: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    supervisor = Supervisor(fleet, Inbox(fleet.folder))
+    fleet.refusal = refusal
+    with pytest.raises(LaunchError, match=str(refusal)):
+        fleet.add()
+    LaunchedFleet(fleet).start(0.0)  # as an autoscaler does
+    assert str(refusal) in caplog.text
+    supervisor.look()
+    assert [(r.number, r.state) for r in fleet.replicas] == [(0, "ready"), (1, "ready")]
+
+
+@pytest.mark.parametrize("number", [1, GATEWAY])
+def test_one_that_cannot_be_started_again_is_tried_later_and_the_others_serve_on(
+    fleet: Pretender, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    supervisor = Supervisor(fleet, Inbox(fleet.folder))
+    with clock_of(monkeypatch) as ahead:
+        fleet.process(number).kill()
+        supervisor.look()
+        fleet.refusal = OSError("Resource temporarily unavailable")
+        for pause_s in (1.0, 2.0):
+            ahead[0] += pause_s + 0.1
+            supervisor.look()  # tries
+            supervisor.look()  # finds it dead
+        assert caplog.text.count("could not be started again") == 2
+        fleet.refusal = None
+        ahead[0] += 4.1
+        look_until(supervisor, lambda: all(member.state == "ready" for member in fleet.members))
+    assert fleet.published() == {0: False, 1: False}
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_fleet_that_cannot_be_written_is_told_when_it_can(
+    fleet: Pretender, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.process(1).kill()
+    with monkeypatch.context() as patched:
+        patched.setattr(fleet_file, "write_atomically", full)
+        for _ in range(3):
+            fleet.look()
+    assert caplog.text.count("No space left on device") == 1
+    assert fleet.published() == {0: False, 1: False}
+    fleet.look()
+    assert fleet.published() == {0: False}
+
+
+def test_an_answer_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Command("restart", {}, tmp_path / "not there" / "1.taken.json").done({})
+    assert "restart: the answer cannot be written, and whoever asked waits in vain: " in caplog.text
+
+
+class Looks(threading.Event):
+    """Never set, and after so many waits it is."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.left = count
+
+    def wait(self, timeout: float | None = None) -> bool:
+        del timeout
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_state_that_cannot_be_written_is_written_when_it_can(
+    tmp_path: Path, runs: Path, answering: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stage.toml").write_text(stage_toml(load_stage("load-balanced", {"overload": True})))
+    monkeypatch.setattr(supervising, "_made", lambda *_: Pretender(tmp_path, *answering))
+    monkeypatch.setattr(supervising.alerts, "watching", lambda _: nullcontext())
+    monkeypatch.setattr(supervising.logs, "configure", lambda *_: None)
+    really, tried = supervising.write_atomically, list[str]()
+
+    def write(path: Path, text: str) -> None:
+        tried.append(path.name)
+        really(path, text) if len(tried) > 2 else full()
+
+    monkeypatch.setattr(supervising, "write_atomically", write)
+    supervising.supervise(tmp_path, Looks(5))
+    assert tried == ["load-balanced.json"] * 3
+    assert list((runs / "up").glob("*.json")) == []
+
+
 def test_a_replica_is_stopped_when_the_gateway_has_nothing_there_any_more(fleet: Pretender) -> None:
     supervisor = Supervisor(fleet, Inbox(fleet.folder))
     member, process = fleet.replica(0), fleet.process(0)
@@ -238,6 +334,28 @@ def test_one_that_does_not_end_is_killed(fleet: Pretender) -> None:
     member.kill_at_s = 0.0
     look_until(supervisor, lambda: member.state == "gone")
     assert process.code == -signal.SIGKILL
+
+
+def test_one_that_no_signal_ends_does_not_keep_the_others(
+    fleet: Pretender, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck, other = fleet.process(0), fleet.process(1)
+    stuck.deaf = other.deaf = True
+    monkeypatch.setattr(stuck, "kill", lambda: None)
+    monkeypatch.setattr(launcher, "STOP_GRACE_S", 0.0)
+    monkeypatch.setattr(members, "STOP_GRACE_S", 0.0)
+    fleet.stage = fleet.stage.model_copy(
+        update={"lifecycle": fleet.stage.lifecycle.model_copy(update={"drain_timeout_s": 0.01})}
+    )
+    fleet.stop()
+    assert (stuck.code, other.code) == (None, -signal.SIGKILL)
+    assert "replica 0 (pid 1001) was killed and stays all the same" in caplog.text
+
+
+def test_of_many_lives_the_last_are_remembered(fleet: Pretender) -> None:
+    for _ in range(members.LIVED_MAX + 5):
+        fleet.restart(fleet.replica(0))
+    assert len(fleet.lives()) == members.LIVED_MAX + len(fleet.replicas)
 
 
 def test_one_more_has_a_number_of_its_own_and_the_device_of_its_like(

@@ -292,8 +292,9 @@ class DockerLauncher(Launcher):
         self, member: Member, image: str, words: list[str], *, shared: Mapping[str, Path] | None = None, **options: Any
     ) -> ContainerProcess:
         """Starts one of the stage's containers, with the folders of `shared` to be written to, at the paths there."""
-        from docker.errors import APIError
+        from docker.errors import DockerException
         from docker.types import LogConfig
+        from requests.exceptions import RequestException
 
         part = docker_files.GATEWAY if member.number < 0 else docker_files.REPLICA
         ends_by = signal.SIGQUIT if image == docker_image.NGINX_IMAGE else signal.SIGTERM  # each drains at its own
@@ -319,11 +320,12 @@ class DockerLauncher(Launcher):
             )
             container.start()
             return ContainerProcess(container, self._name, member.log, self.stage.logs.requests_max_bytes, ends_by)
-        except APIError as error:
+        except (DockerException, RequestException) as error:  # refused, or not answered in time
             if container is not None:
-                with contextlib.suppress(APIError):
+                with contextlib.suppress(DockerException, RequestException):
                     container.remove(force=True)
-            raise LaunchError(_refusal(self.stage, member, str(error.explanation or error))) from error
+            said = str(getattr(error, "explanation", None) or error)
+            raise LaunchError(_refusal(self.stage, member, said)) from error
 
     def _labels(self, role: str, number: int | None = None) -> dict[str, str]:
         labels = {

@@ -12,6 +12,7 @@ process or a container is started is for a launcher of its own: launchers/proces
 from __future__ import annotations
 
 import itertools
+import logging
 import signal
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from reference_apps.launchers.member import (
     GATEWAY,
     LaunchError,
     Member,
+    Nobody,
     drill_file,
     ending,
     last_lines,
@@ -40,6 +42,8 @@ from stages.spec import Stage, stage_toml
 RENEW_TIMEOUT_S = 5.0  # for a cache to be empty
 ASKED_FILE = "asked.toml"  # in the folder of a run: the stage before its aliases were resolved
 SPLIT_FOLDER = "split"  # in the same: what the processes of a split tell each other
+
+log = logging.getLogger("rung.launcher")
 
 
 class Launcher(Members):
@@ -142,7 +146,10 @@ class Launcher(Members):
             self._gone(member)
 
     def restart(self, member: Member) -> Member:
-        """Starts one that has ended once more, under its number and on its port."""
+        """Starts one that has ended once more, under its number and on its port.
+
+        Raises LaunchError where it cannot be started; the next look finds it dead again.
+        """
         fresh = self._new(member.number, member.name, member.device)
         fresh.port, fresh.restarts, fresh.not_before_s = member.port, member.restarts + 1, member.not_before_s
         fresh.url = member.url  # its address stays, as far as clients are concerned
@@ -233,7 +240,9 @@ class Launcher(Members):
     def told(self, dead: Member) -> str:
         """What to tell about one that has ended: which, how, its last lines, and where the whole log is."""
         what = f"(pid {dead.pid}) ended with {ending(dead.process.poll())}."
-        if dead.ready_s is None and self._overdue(dead):
+        if isinstance(dead.process, Nobody):
+            what = "has no process: it could not be started."
+        elif dead.ready_s is None and self._overdue(dead):
             what = f"was not ready after {self.stage.lifecycle.ready_timeout_s:g} s (lifecycle.ready_timeout_s)."
         return f"{dead.title} {what}\n{last_lines(dead.log)}"
 
@@ -256,12 +265,13 @@ class Launcher(Members):
         valkey.write_secret(self.queue_folder / BROKER_FILE, address)  # for `rung jobs`
 
     def _await_end(self, member: Member) -> None:
-        """Waits until its process has ended; kills it when its time is over."""
-        while member.process.poll() is None:
-            if time.monotonic() > member.kill_at_s:
-                member.process.kill()
-                member.process.wait(STOP_GRACE_S)
-            time.sleep(POLL_S)
+        """Waits until its process has ended; kills it when its time is over. One that stays all the same is left."""
+        if not wait_until(lambda: member.process.poll() is not None, member.kill_at_s - time.monotonic()):
+            member.process.kill()
+            if not wait_until(lambda: member.process.poll() is not None, STOP_GRACE_S):
+                log.error(
+                    "%s (pid %d) was killed, and has not ended within %g s", member.title, member.pid, STOP_GRACE_S
+                )
         self._let_go(member)
         member.stopped_s = member.stopped_s or time.monotonic()
         member.state = "gone"

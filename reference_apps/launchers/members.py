@@ -16,6 +16,7 @@ import logging
 import signal
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from pathlib import Path
 
 from reference_apps.asking import probe
@@ -31,6 +32,7 @@ from reference_apps.launchers.member import (
     Running,
     State,
 )
+from reference_apps.tolerated import Tolerated
 from stages.fleet import Edge
 from stages.spec import Stage, device_label, of_replica
 
@@ -40,6 +42,8 @@ log = logging.getLogger("rung.launcher")
 STOP_GRACE_S = 5.0
 # How long one question to a process of this machine may hold up all the others.
 ASK_TIMEOUT_S = 0.5
+# Lives that are remembered of replicas that are gone. All are written down anew whenever somebody comes or goes.
+LIVED_MAX = 500
 
 
 class Members(ABC):
@@ -54,7 +58,8 @@ class Members(ABC):
         self.cache_epoch = 0  # what the cache has begun with empty
         self._cache_password = valkey.password() if valkey.wanted(stage) else ""
         self.generation = 0  # of replicas.json
-        self.lived: list[Life] = []  # those that are gone
+        self.lived: deque[Life] = deque(maxlen=LIVED_MAX)  # those that are gone, the last of them
+        self._telling = Tolerated("replicas.json cannot be written, and the gateway goes on as it was", log)
 
     # ---- what a launcher of its own has to say ----
 
@@ -101,7 +106,7 @@ class Members(ABC):
         return tuple(member.pid for member in self.members if member.pid and member.process.poll() is None)
 
     def lives(self) -> list[Life]:
-        """Every replica that there ever was, in the order of starting."""
+        """Every replica that there was, in the order of starting; of those that are gone, the last LIVED_MAX."""
         return sorted([*self.lived, *(r.life() for r in self.replicas)], key=lambda life: life.started_s)
 
     @property
@@ -114,6 +119,8 @@ class Members(ABC):
     def look(self) -> list[Member]:
         """Takes every step that is due. Gives those that were found dead, each once; `restart` brings one back."""
         self._looked()
+        if self._telling.failing:
+            self._publish()
         return [member for member in self.members if self._step(member)]
 
     def _step(self, member: Member) -> bool:
@@ -144,11 +151,12 @@ class Members(ABC):
         device = device_label(of_replica(self.stage, number))
         member = self._new(number, f"{'worker' if self._fetch_work else 'replica'}-{number}", device)
         member.not_before_s, member.launch_at_s = not_before_s, launch_at_s
-        self.replicas.append(member)
         if launch_at_s > time.monotonic():
             member.process = Awaited()
-            return member
-        return self._launch(member)
+        else:
+            self._launch(member)
+        self.replicas.append(member)
+        return member
 
     def _begin_if_there(self, member: Member) -> None:
         """Starts a replica whose machine has come; its life, and its bill, began when it was asked for."""
@@ -167,9 +175,13 @@ class Members(ABC):
         return Member(number, name, device, Nobody(), self.folder / f"{name}.log", time.monotonic())
 
     def _launch(self, member: Member) -> Member:
+        """Starts its process. Raises LaunchError where this machine, or the engine, does not."""
         member.started_s = time.monotonic()
         starts = {GATEWAY: self._start_gateway, CACHE: self._start_cache}
-        member.process = starts.get(member.number, self._start_replica)(member)
+        try:
+            member.process = starts.get(member.number, self._start_replica)(member)
+        except OSError as error:
+            raise LaunchError(f"{member.title}: its process could not be started: {error}") from error
         return member
 
     def _answers(self, member: Member) -> bool:
@@ -223,10 +235,11 @@ class Members(ABC):
         return self.stage.gateway.edge if self.stage.gateway is not None else None
 
     def _publish(self) -> None:
-        """Writes replicas.json anew, in one piece."""
+        """Writes replicas.json anew, as a whole. Where that fails, the gateway stays as it is until the next look."""
         self.generation += 1
-        fleet_file.publish(self.replicas_file, self.generation, self.cache_epoch, self.replicas)
-        self._published()
+        with self._telling:
+            fleet_file.publish(self.replicas_file, self.generation, self.cache_epoch, self.replicas)
+            self._published()
 
     def _seen_by_gateway(self) -> fleet_file.Seen:
         """The generation that the gateway works by, and what it knows of each replica; (-1, {}) when it is silent."""

@@ -61,10 +61,10 @@ class Look(NamedTuple):
 
 
 class Scaler:
-    """Keeps a fleet, which has `replicas` now, at the size that the policy wants."""
+    """Keeps a fleet, which has `replicas` now, at the size that the policy wants. `looks`: the last `looks_max`."""
 
-    def __init__(self, scaling: Scaling, fleet: Fleet, replicas: int) -> None:
-        self.looks: list[Look] = []
+    def __init__(self, scaling: Scaling, fleet: Fleet, replicas: int, looks_max: int | None = None) -> None:
+        self.looks: deque[Look] = deque(maxlen=looks_max)
         self._scaling, self._fleet = scaling, fleet
         self._state = begin(replicas)
         self._samples: deque[Sample] = deque(maxlen=samples_of(scaling))
