@@ -5,6 +5,7 @@ for each replica:  a new one ──▶ ready, in rotation ──▶ the old one 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Generator
 from typing import Any
@@ -31,7 +32,9 @@ def rolling(launcher: Launcher) -> Steps:
             f"{launcher.stage.name}: has no [gateway]: clients go to the replica itself, and nobody could take over "
             "while it is replaced. Restart it without --rolling."
         )
-    moved = launcher.pin()
+    moved = launcher.pin() and launcher.stage.cache is not None
+    if moved:  # answers of both versions come during the roll: they are kept apart from what was there, and go with it
+        launcher.forget_answers()
     replaced = []
     try:
         for old in [replica for replica in launcher.replicas if replica.state in ("starting", "ready", "died")]:
@@ -39,11 +42,12 @@ def rolling(launcher: Launcher) -> Steps:
                 continue
             new = launcher.add(like=old.number)
             yield from _joined(launcher, new)
-            launcher.drain(old.number)
+            with contextlib.suppress(KeyError):  # gone by itself
+                launcher.drain(old.number)
             yield from _gone(launcher, old)
             replaced.append({"old": old.number, "new": new.number})
     finally:
-        if moved and launcher.stage.cache is not None:
+        if moved:
             launcher.forget_answers()
     split_start.renew(launcher.stage, launcher.split_folder)
     version = launcher.stage.model.version
@@ -64,8 +68,10 @@ def _joined(launcher: Launcher, new: Member) -> Generator[None]:
 
 
 def _gone(launcher: Launcher, old: Member) -> Generator[None]:
+    """Until nobody has its number: where it died meanwhile, another process was started in its place."""
     limit_s = 2 * launcher.stage.lifecycle.drain_timeout_s + 2 * STOP_GRACE_S
-    yield from until(lambda: old.state == "gone", limit_s, f"{old.title} did not go")
+    told = f"{old.title} did not go"
+    yield from until(lambda: all(each.number != old.number for each in launcher.replicas), limit_s, told)
 
 
 def until(condition: Callable[[], bool], timeout_s: float, told: str) -> Generator[None]:

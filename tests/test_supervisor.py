@@ -409,6 +409,42 @@ def test_a_rolling_restart_has_a_new_one_before_the_old_one_goes(fleet: Pretende
     assert fleet.published() == {2: False, 3: False}
 
 
+def test_a_rolling_restart_goes_on_where_an_old_one_dies_meanwhile(
+    fleet: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = Supervisor(fleet, Inbox(fleet.folder))
+    fleet.listening = lambda member: member.number != 2  # comes up slowly
+    with clock_of(monkeypatch) as ahead, asked(fleet, "restart") as answers:
+        look_until(supervisor, lambda: len(fleet.replicas) == 3)
+        fleet.process(0).kill()
+        supervisor.look()
+        ahead[0] += 1.1
+        look_until(supervisor, lambda: fleet.replica(0).restarts == 1 and fleet.replica(0).state == "ready")
+        fleet.listening = lambda _: True
+        look_until(supervisor, lambda: bool(answers))
+    assert answers == [{"replaced": [{"old": 0, "new": 2}, {"old": 1, "new": 3}]}]
+    assert fleet.published() == {2: False, 3: False}
+
+
+def test_answers_of_a_rolling_restart_are_kept_apart_from_those_before_and_after(
+    tmp_path: Path, answering: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[int] = []
+    with Pretender(tmp_path, *answering, **{"cache.policy": "lru"}) as fleet:
+        start = fleet._start_replica
+
+        def started(member: Member) -> Pretended:
+            epochs.append(json.loads(fleet.replicas_file.read_text())["cache"])
+            return start(member)
+
+        monkeypatch.setattr(fleet, "_start_replica", started)
+        monkeypatch.setattr(fleet, "pin", lambda: True)
+        for _ in rolling(fleet):
+            fleet.look()
+        after = fleet.cache_epoch
+    assert 0 < epochs[0] == epochs[1] < after
+
+
 def test_a_rolling_restart_that_fails_leaves_the_old_ones(fleet: Pretender) -> None:
     supervisor = Supervisor(fleet, Inbox(fleet.folder))
     with asked(fleet, "restart") as answers:
