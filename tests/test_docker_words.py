@@ -13,7 +13,8 @@ import docker
 import pytest
 from requests.exceptions import ReadTimeout
 
-from reference_apps.launchers import docker_container, docker_engine, docker_image
+from reference_apps.launchers import docker_container, docker_engine, docker_image, docker_queue
+from reference_apps.launchers.docker import DockerLauncher
 from reference_apps.launchers.member import LaunchError
 from stages.spec import load_stage
 from tests.conftest import Rung
@@ -121,6 +122,43 @@ def test_an_engine_that_does_not_answer_in_time_is_none(tmp_path: Path, monkeypa
         connect = docker_engine.connect
         monkeypatch.setattr(docker_engine, "connect", lambda _: connect(0.2))
         assert docker_engine.sweep_if_there(tmp_path) == []
+
+
+def test_a_container_that_the_engine_does_not_start_in_time_is_told_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[bool] = []
+
+    class Container:
+        def start(self) -> None:
+            raise ReadTimeout("Read timed out. (read timeout=60)")
+
+        def remove(self, force: bool) -> None:
+            removed.append(force)
+            raise ReadTimeout("Read timed out. (read timeout=60)")
+
+    engine = SimpleNamespace(containers=SimpleNamespace(create=lambda *_, **__: Container()), close=lambda: None)
+    monkeypatch.setattr(docker_engine, "connect", lambda: engine)
+    launcher = DockerLauncher(load_stage("load-balanced"), tmp_path)
+    with pytest.raises(LaunchError, match=r"replica \d+: its container was not started: Read timed out"):
+        launcher.add()
+    assert (removed, launcher.replicas) == ([True], [])
+
+
+def test_links_are_not_followed_where_containers_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root, whoever a link leads to would be given to the containers' user."""
+    given: list[tuple[str, bool]] = []
+
+    def chown(path: Path | str, *_: int, dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
+        given.append((Path(path).name, follow_symlinks))
+
+    (tmp_path / "queue" / "payloads").mkdir(parents=True)
+    (tmp_path / "queue" / "payloads" / "a").write_text("")
+    (tmp_path / "queue" / "link").symlink_to("/etc/passwd")
+    monkeypatch.setattr(docker_queue.os, "getuid", lambda: 0)
+    monkeypatch.setattr(docker_queue.os, "chown", chown)
+    docker_queue.prepare(tmp_path / "queue")
+    assert sorted(given) == [("a", False), ("link", False), ("payloads", False), ("queue", True)]
 
 
 def test_docker_desktop_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

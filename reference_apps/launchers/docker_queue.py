@@ -20,11 +20,16 @@ QUEUE, CARD = "/queue", "/card"
 
 
 def prepare(folder: Path) -> None:
-    """Makes a folder that the containers' user may write to, and with it no other."""
+    """Makes a folder that the containers' user may write to, and with it no other.
+
+    A link is changed itself, and never what it leads to: containers write here, and could lead us anywhere.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.getuid() == 0:
-        for path in (folder, *folder.rglob("*")):
-            os.chown(path, *user())
+        os.chown(folder, *user())
+        for _, folders, files, here in os.fwalk(folder.resolve()):
+            for name in (*folders, *files):
+                os.chown(name, *user(), dir_fd=here, follow_symlinks=False)
 
 
 def mounts(queue_folder: Path, card_folder: Path) -> list[Any]:
