@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import ssl
 from collections.abc import Mapping
 
 from stages.fleet import Edge
@@ -72,6 +73,23 @@ def checked_keys(edge: Edge, environment: Mapping[str, str]) -> tuple[str, ...]:
                 "Try: openssl rand -hex 24"
             )
     return keys
+
+
+def checked_tls(edge: Edge) -> None:
+    """Reads certificate and key of an edge as its server will; nothing where it has none. Raises EdgeError."""
+    if edge.tls_certificate is None:
+        return
+    try:
+        # A key with a password would otherwise ask for it at a terminal that nobody watches.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            edge.tls_certificate, edge.tls_key, lambda: ""
+        )
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise EdgeError(
+            "gateway.edge.tls_certificate, gateway.edge.tls_key: must be a certificate and its key, both as PEM and "
+            f"without a password, got {edge.tls_certificate} and {edge.tls_key} ({error}). Nobody could connect. "
+            "Convert them, as with: openssl x509 -inform DER -in CERTIFICATE -out CERTIFICATE.pem"
+        ) from None
 
 
 def client_url(edge: Edge, port: int) -> str:

@@ -14,7 +14,7 @@ import typer
 
 from reference_apps import logs, serving
 from reference_apps.cache_stores import StoreError
-from reference_apps.edge import EdgeError, Keys, checked_keys
+from reference_apps.edge import EdgeError, Keys, checked_keys, checked_tls
 from reference_apps.feedback_errors import FeedbackDownError
 from reference_apps.gateway import Gateway
 from stages.spec import load_stage
@@ -48,6 +48,7 @@ def main(
         sys.setswitchinterval(0.0005)
     edge = resolved.gateway.edge
     try:
+        checked_tls(edge)
         app = Gateway(resolved, replicas, Keys(checked_keys(edge, os.environ)), split, feedback_folder=feedback)
     except (EdgeError, FeedbackDownError, StoreError) as error:
         fail(str(error), Exit.MISUSED)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from reference_apps import logs, serve_gateway
 from reference_apps.asking import key_headers, open_url, probe
-from reference_apps.edge import EdgeError, Keys, checked_keys, client_url
+from reference_apps.edge import EdgeError, Keys, checked_keys, checked_tls, client_url
 from reference_apps.launchers.process import ProcessLauncher
 from stages.fleet import Edge
 from stages.spec import load_stage
@@ -101,6 +101,17 @@ def test_a_stage_without_a_gateway_serves_none(tmp_path: Path, monkeypatch: pyte
     assert "single-vm: has no [gateway]" in refused.stderr
 
 
+def test_a_certificate_that_is_no_pem_is_refused_in_words(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    edge = Edge(tls_certificate=str(certificate), tls_key=str(key))
+    for content in (bytes.fromhex("30820305308201eda003020102"), b"", b"-----BEGIN CERTIFICATE-----\n"):
+        certificate.write_bytes(content)
+        key.write_bytes(content)
+        with pytest.raises(EdgeError, match=r"must be a certificate and its key, both as PEM and without a password, "):
+            checked_tls(edge)
+    checked_tls(Edge())
+
+
 def test_a_gateway_behind_tls_and_keys_is_started_looked_after_and_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +122,7 @@ def test_a_gateway_behind_tls_and_keys_is_started_looked_after_and_asked(
     edge = {"api_keys_env": "SOME_KEYS", "tls_certificate": str(certificate), "tls_key": str(key)}
     stage = load_stage("load-balanced", {"fleet.replicas": 1, "overload": True, "gateway.edge": edge})
     assert stage.gateway is not None
+    checked_tls(stage.gateway.edge)
     with ProcessLauncher(stage, tmp_path / "stack") as launcher:
         assert launcher.url.startswith("https://127.0.0.1:")
         assert probe(f"{launcher.url}/readyz", PATIENCE_S, stage.gateway.edge)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from reference_apps import nginx, split_file
-from reference_apps.edge import EdgeError, checked_keys, client_url
+from reference_apps.edge import EdgeError, checked_keys, checked_tls, client_url
 from reference_apps.launchers import docker_engine, docker_files, docker_image, docker_queue, valkey
 from reference_apps.launchers.docker_container import ContainerProcess
 from reference_apps.launchers.docker_engine import in_words
@@ -61,6 +61,7 @@ class DockerLauncher(Launcher):
         try:
             docker_image.prepare(self._engine, self.stage, lambda _: None)
             self._api_keys()
+            self._check_tls()
             self._files.prepare()
             if self.stage.queue is not None:
                 for folder in (self.queue_folder, self._card):
@@ -344,6 +345,13 @@ class DockerLauncher(Launcher):
     def _api_keys(self) -> tuple[str, ...]:
         try:
             return checked_keys(_gateway(self.stage).edge, os.environ) if self.stage.gateway is not None else ()
+        except EdgeError as error:
+            raise LaunchError(str(error)) from None
+
+    def _check_tls(self) -> None:
+        try:
+            if self.stage.gateway is not None:
+                checked_tls(self.stage.gateway.edge)
         except EdgeError as error:
             raise LaunchError(str(error)) from None
 

@@ -42,7 +42,8 @@ class StageFiles:
         for part in (REPLICA, GATEWAY):
             self.deliver(part, "stage.toml", stage_toml(self.stage))
         for path, copy in self._tls.items():
-            self.deliver(GATEWAY, copy, Path(path).read_text(encoding="utf-8"), secret=True)
+            text = Path(path).read_text(encoding="utf-8", errors="replace")  # notes between the blocks of a PEM file
+            self.deliver(GATEWAY, copy, text, secret=True)
             self.deliver(REPLICA, copy, "")
 
     def restage(self, stage: Stage) -> None:
