@@ -160,7 +160,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         binary = valkey.server_binary()
     except LaunchError as error:
         pytest.skip(str(error))
-    folder, port, secret = tmp_path_factory.mktemp("valkey"), valkey.free_port(), valkey.password({})
+    folder, port, secret = tmp_path_factory.mktemp("a valkey"), valkey.free_port(), valkey.password({})
     config = staged(cache_store="redis").cache
     assert config is not None
     file = folder / "cache.conf"

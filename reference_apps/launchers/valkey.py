@@ -89,7 +89,7 @@ def configuration(host: str, port: int, own_password: str, settings: Mapping[str
 def of_cache(cache: Cache, folder: str) -> dict[str, str]:
     """The settings of a server that keeps a cache and nothing on disk; `folder` is where it runs."""
     return {
-        "dir": folder,
+        "dir": _quoted(folder),
         "save": '""',
         "appendonly": "no",
         "maxmemory": str(cache.max_bytes + OWN_BYTES),
@@ -100,12 +100,17 @@ def of_cache(cache: Cache, folder: str) -> dict[str, str]:
 def of_queue(queue: Queue, folder: str) -> dict[str, str]:
     """The settings of a server that keeps a queue, in its log in `folder`, and throws nothing away to make room."""
     return {
-        "dir": folder,
+        "dir": _quoted(folder),
         "save": '""',
         "appendonly": "yes",
         "appendfsync": "always" if queue.fsync == "commit" else "everysec",
         "maxmemory-policy": "noeviction",
     }
+
+
+def _quoted(text: str) -> str:
+    """As one word of a configuration file, spaces and quotes in it included."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def url(host: str, port: int, own_password: str) -> str:
