@@ -26,6 +26,7 @@ from reference_apps import split_file
 from reference_apps.launchers.launcher import SPLIT_FOLDER, Launcher
 from reference_apps.logs import fields
 from reference_apps.scrape import Scraped, Target, counts_requests, scrape, targets_of, write_targets
+from reference_apps.tolerated import Tolerated
 from reference_apps.webhook import CLOSING_S, Webhook, WebhookError, address
 from stages.alerts import in_words, latency_bounds_of, limits_of, rules_of
 from stages.policies.alerting import Change, Reading, RuleSet
@@ -57,24 +58,30 @@ def watch(
     with ExitStack() as stack:
         webhook = _opened(stage, stack)
         stops = None if stage.split is None else Stops(stage, split_folder or folder / SPLIT_FOLDER)
+        asking = Tolerated("alerts could not be worked out or told", log, Exception)
         for reading in readings(stage, _published(stage, targets, folder), stopping):
-            changes = [described(stage, rules, change) for change in rules.ask(reading)]
-            for told in [*changes, *(stops.look() if stops is not None else ())]:
-                _tell(told, folder)
-                if webhook is not None and told["state"] in ("firing", "resolved"):
-                    webhook.offer(told)
+            with asking:
+                changes = [described(stage, rules, change) for change in rules.ask(reading)]
+                for told in [*changes, *(stops.look() if stops is not None else ())]:
+                    _tell(told, folder)
+                    if webhook is not None and told["state"] in ("firing", "resolved"):
+                        webhook.offer(told)
 
 
 def readings(stage: Stage, targets: Targets, stopping: threading.Event) -> Iterator[Reading]:
     """What the metrics of the whole stack say, every alerts.interval_s until `stopping` is set; times are monotonic."""
     whole, interval_s = Whole(stage), stage.alerts.interval_s
     timeout_s = min(interval_s, SCRAPE_TIMEOUT_S)
-    due_s = time.monotonic()
+    due_s, looking = time.monotonic(), Tolerated("the metrics could not be looked at", log, Exception)
     with ThreadPoolExecutor(SCRAPES_MAX, "scrape") as pool:
         while not stopping.is_set():
-            asked, at_s = list(targets()), time.monotonic()
-            answers = pool.map(lambda target: scrape(stage, target, whole.bounds_s, timeout_s), asked)
-            yield whole.reading(at_s, zip(asked, answers, strict=True))
+            reading = None
+            with looking:
+                asked, at_s = list(targets()), time.monotonic()
+                answers = pool.map(lambda target: scrape(stage, target, whole.bounds_s, timeout_s), asked)
+                reading = whole.reading(at_s, zip(asked, answers, strict=True))
+            if reading is not None:
+                yield reading
             due_s = max(due_s + interval_s, time.monotonic())  # what was missed is not made up for
             stopping.wait(due_s - time.monotonic())
 

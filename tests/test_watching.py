@@ -25,6 +25,7 @@ from reference_apps.gateway_metrics import GatewayMetrics
 from reference_apps.replica_metrics import ReplicaMetrics
 from reference_apps.scrape import Scraped, Target, scrape, summed
 from stages.alerts import latency_bounds_of
+from stages.policies.alerting import Change, Reading, RuleSet
 from stages.spec import Stage, load_stage
 from tests.conftest import PATIENCE_S, ROOT, Rung, processes_of, result
 from tests.listening import Receiver, listening
@@ -165,6 +166,32 @@ def test_a_watch_writes_what_changes_and_whom_it_asks(tmp_path: Path, caplog: py
     )
     assert (resolved["alert"], resolved["state"], resolved["value"]) == ("errors", "resolved", None)
     assert fired["text"] in [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_nothing_unforeseen_ends_a_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopping, asked, ruled = threading.Event(), list[int](), list[float]()
+
+    def targets() -> list[Target]:
+        asked.append(1)
+        if len(asked) <= 2:
+            raise KeyError("nobody thought of this")
+        return []
+
+    def ask(_: RuleSet, reading: Reading) -> list[Change]:
+        ruled.append(reading.at_s)
+        if len(ruled) <= 2:
+            raise ZeroDivisionError("nor of that")
+        stopping.set()
+        return []
+
+    monkeypatch.setattr(RuleSet, "ask", ask)
+    watch(a_stage(alerts={"interval_s": 0.1, "burn_rate": {"enabled": False}}), targets, tmp_path, stopping)
+    assert (len(asked), len(ruled)) == (5, 3)
+    assert caplog.text.count("the metrics could not be looked at: ") == 1
+    assert caplog.text.count("alerts could not be worked out or told: ") == 1
+    assert "ZeroDivisionError" in caplog.text
 
 
 # ---- all of it ----
