@@ -19,6 +19,7 @@ import hmac
 import http.client
 import ipaddress
 import logging
+import math
 import os
 import socket
 import ssl
@@ -36,7 +37,8 @@ from stages.policies.queueing import retry_delay_s
 TIMESTAMP, SIGNATURE = "x-rung-timestamp", "x-rung-signature"
 SECRET_LENGTH_MIN = 16
 URL_LENGTH_MAX = 2048
-# A receiver has so long to take a connection or to say a byte, and so long in all.
+# A receiver has so long to take a connection or to say a byte, and so long in all, from the look-up of its name on; a
+# look-up itself cannot be broken off, and has the limits of the system's resolver.
 QUIET_TIMEOUT_S, WHOLE_TIMEOUT_S = 5.0, 10.0
 FIRST_PAUSE_S, PAUSE_MAX_S = 1.0, 300.0
 SENDERS = 8
@@ -201,6 +203,7 @@ class Callbacks:
         parts = urlsplit(result.callback or "")
         host, tls = str(parts.hostname), parts.scheme == "https"
         port = parts.port or (443 if tls else 80)
+        deadline_s = time.monotonic() + WHOLE_TIMEOUT_S
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
@@ -218,7 +221,7 @@ class Callbacks:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection = (_PinnedTLS if tls else _Pinned)(host, port, addresses[:ADDRESSES_MAX])
         try:
-            with connection.within(WHOLE_TIMEOUT_S):
+            with connection.until(deadline_s):
                 connection.request("POST", target, body, headers)
                 status = connection.getresponse().status
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -234,26 +237,36 @@ class _Pinned(http.client.HTTPConnection):
     def __init__(self, host: str, port: int, addresses: Sequence[str]) -> None:
         super().__init__(host, port, timeout=QUIET_TIMEOUT_S)
         self._addresses = addresses
+        self._deadline_s = math.inf  # of the monotonic clock
 
     def connect(self) -> None:
         *others, last = self._addresses
         for address in others:
             with contextlib.suppress(OSError):
-                self.sock = socket.create_connection((address, self.port), QUIET_TIMEOUT_S)
+                self.sock = self._reached(address)
                 return
-        self.sock = socket.create_connection((last, self.port), QUIET_TIMEOUT_S)
+        self.sock = self._reached(last)
 
     @contextlib.contextmanager
-    def within(self, limit_s: float) -> Iterator[None]:
-        """Connects, and breaks off after so many seconds: a receiver may say a byte now and then for ever."""
-        self.connect()
-        alarm = threading.Timer(limit_s, self._break_off)
+    def until(self, deadline_s: float) -> Iterator[None]:
+        """Connects, and breaks off at that moment: a receiver may say a byte now and then for ever."""
+        self._deadline_s = deadline_s
+        alarm = threading.Timer(max(0.0, deadline_s - time.monotonic()), self._break_off)
         alarm.daemon = True
         alarm.start()
         try:
+            self.connect()
+            if time.monotonic() >= deadline_s:  # the alarm may have found nothing yet that it could break off
+                raise TimeoutError
             yield
         finally:
             alarm.cancel()
+
+    def _reached(self, address: str) -> socket.socket:
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0.0:
+            raise TimeoutError
+        return socket.create_connection((address, self.port), min(QUIET_TIMEOUT_S, left_s))
 
     def _break_off(self) -> None:
         with contextlib.suppress(OSError, AttributeError):

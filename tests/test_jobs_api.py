@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import orjson
 import pytest
 
-from reference_apps import jobs_api, put_line
+from reference_apps import job_webhook, jobs_api, put_line
 from reference_apps.asking import wait_until
 from reference_apps.broker import BrokerDownError
 from reference_apps.job_store import JobStore
@@ -299,8 +300,6 @@ def test_the_metrics_tell_the_queue(client: httpx.Client, store: JobStore) -> No
 
 
 def test_the_autoscaler_reads_the_queue_off_the_apis_page(client: httpx.Client, store: JobStore) -> None:
-    from types import SimpleNamespace
-
     for _ in range(3):
         post(client)
     store.broker.claim(1, 60.0)
@@ -506,6 +505,23 @@ def test_a_redirection_is_not_followed(store: JobStore) -> None:
     with listening(Taker(302)) as url:
         store.results.store([a_told_result(url)])
         assert told_by(store, Taker(), 2, 2) == ["put_off", "given_up"]
+
+
+def test_connecting_is_a_part_of_the_time_that_a_receiver_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, tried = 100.0, list[float]()
+
+    def silent(_: object, timeout_s: float) -> None:
+        nonlocal now_s
+        tried.append(timeout_s)
+        now_s += timeout_s
+        raise TimeoutError
+
+    monkeypatch.setattr(job_webhook, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(job_webhook.socket, "create_connection", silent)
+    connection = job_webhook._Pinned("a-host", 80, ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"])
+    with pytest.raises(TimeoutError), connection.until(now_s + 8.0):
+        pass
+    assert tried == [5.0, 3.0]
 
 
 def test_what_is_due_outlives_a_restart(tmp_path: Path) -> None:
