@@ -165,6 +165,10 @@ def status(json_: JsonOption = False) -> None:
             row = (name, member["pid"], member["url"], member["state"], ready, _runs(member))
             table.add_row(*map(str, row))
         out.print(table)
+        if each["unreadable"]:
+            out.print(
+                f"Its stage cannot be read any more, nor its gateway be asked:\n{each['unreadable']}", markup=False
+            )
         if each["split"] is not None and each["split"]["in_words"]:
             out.print(each["split"]["in_words"], markup=False)
 
@@ -237,9 +241,14 @@ def _found(stage: str) -> Up:
 
 def _described(up: Up) -> dict[str, Any]:
     from reference_apps.asking import probe
+    from stages.problems import StageError
     from stages.spec import load_stage
 
-    stage = load_stage(Path(up.folder) / "stage.toml") if up.gateway is not None else None
+    stage, unreadable = None, ""
+    try:
+        stage = load_stage(Path(up.folder) / "stage.toml") if up.gateway is not None else None
+    except StageError as error:  # its certificate is not where it was, say: it serves on, and is told of all the same
+        unreadable = str(error)
     edge = stage.gateway.edge if stage is not None and stage.gateway is not None else None
     return {
         "stage": up.stage,
@@ -252,4 +261,5 @@ def _described(up: Up) -> dict[str, Any]:
         "cache": None if up.cache is None else {**up.cache, "ready": up.cache["state"] == "ready"},
         "replicas": [{**each, "ready": each["url"] != "" and probe(f"{each['url']}/readyz")} for each in up.replicas],
         "split": None if stage is None else _split(up, stage),
+        "unreadable": unreadable,
     }

@@ -293,7 +293,13 @@ def with_weights(model: Model) -> Model:
     if model.version is None:
         return model
     root = registry_root(model)
-    found = Registry(root).load(model.name, model.version)
+    try:
+        found = Registry(root).load(model.name, model.version)
+    except OSError as error:
+        rule, got = "must be a folder of versions that can be read", str(error.strerror or error)
+        remedy = "Look at who may read it, or name another."
+        problem = Problem("model.registry", rule, got, "There are no such weights.", remedy)
+        raise StageError(str(root), [problem]) from None
     facts = model.facts or found.metadata.facts()
     exact = {"version": found.metadata.version, "registry": str(root), "facts": facts}
     return model.model_copy(update={**exact, "weights": str(found.weights)})

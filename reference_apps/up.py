@@ -22,6 +22,7 @@ import psutil
 
 from reference_apps.asking import wait_until
 from reference_apps.launchers.member import LaunchError, Life
+from reference_apps.launchers.members import STOP_GRACE_S
 from reference_apps.reading_logs import complaints
 from stages.spec import Stage, stage_toml
 
@@ -139,17 +140,26 @@ def start(stage: Stage, on: str = "process") -> Up:
         up = _read_state(state_file(stage.name))
         return up if up is not None and up.supervisor_pid == supervisor.pid else None
 
-    timeout_s = stage.lifecycle.ready_timeout_s + 10.0
+    timeout_s = _start_limit_s(stage)
     try:
         wait_until(lambda: supervisor.poll() is not None or serves() is not None, timeout_s)
         up = serves()
         if up is None or supervisor.poll() is not None:
-            raise LaunchError(complaints(folder / "supervisor.log"))
+            silent = f"Its supervisor did not come to serve, and did not say why. Its log: {folder}/supervisor.log"
+            raise LaunchError(complaints(folder / "supervisor.log") or silent)
     except BaseException:
         if supervisor.poll() is None:
             supervisor.terminate()
         raise
     return up
+
+
+def _start_limit_s(stage: Stage) -> float:
+    """Seconds that a start may take: its supervisor gives up, and stops it, before they are over, and says why."""
+    lifecycle = stage.lifecycle
+    broker_s = lifecycle.ready_timeout_s if stage.queue is not None else 0.0  # is waited for before all others
+    settled_s = max(lifecycle.ready_timeout_s, lifecycle.drain_timeout_s) + 2 * STOP_GRACE_S
+    return broker_s + settled_s + lifecycle.drain_timeout_s + 2 * STOP_GRACE_S + 10.0
 
 
 def stop(up: Up, timeout_s: float) -> bool:

@@ -307,3 +307,12 @@ def test_the_stage_names_the_registry_or_else_the_environment_or_else_it_is_with
     monkeypatch.setenv("RUNG_REGISTRY", str(tmp_path / "shared"))
     assert registry_root(Model(name="digits")) == tmp_path / "shared"
     assert registry_root(Model(name="digits", version="1", registry=str(tmp_path / "own"))) == tmp_path / "own"
+
+
+def test_a_registry_that_cannot_be_read_is_told_in_words(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Registry, "load", forbidden)
+    with pytest.raises(StageError, match=r"model\.registry: must be a folder of versions that can be read, got Perm"):
+        registering.with_weights(Model(name="digits", version="1", registry=str(registry.root)))

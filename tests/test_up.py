@@ -14,13 +14,14 @@ import httpx
 import psutil
 import pytest
 
+from reference_apps import up as upkeep
 from reference_apps.asking import probe, wait_until
 from reference_apps.launchers import docker_engine
 from reference_apps.launchers.member import LaunchError
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.models.inputs import WEIGHTS_DIR
 from reference_apps.up import Up, list_up
-from stages.spec import load_stage
+from stages.spec import load_stage, stage_toml
 from tests.conftest import PATIENCE_S, ROOT, Rung, processes_of, result
 from tests.listening import listening
 from tests.test_launchers import loaded
@@ -186,6 +187,47 @@ def test_what_a_crash_left_behind_is_cleared_away(runs: Path) -> None:
     (states / "other.json").write_text('{"some": "thing"}')
     assert list_up() == []
     assert list(states.iterdir()) == []
+
+
+def test_a_stage_whose_files_have_gone_is_told_of_beside_the_others(
+    verb: Rung, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = psutil.Process()
+    (runs / "up").mkdir(parents=True)
+    gateway = {"name": "gateway", "pid": me.pid, "port": 9, "url": "http://127.0.0.1:9", "state": "ready"}
+    texts = {"broken": "tls_certificate = '/gone/tls.crt'\ntls_key = '/gone/tls.key'", "sound": ""}
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        stage = stage_toml(load_stage("load-balanced", {"gateway.edge.port": 4321}))
+        assert "port = 4321\n" in stage
+        (tmp_path / name / "stage.toml").write_text(stage.replace("port = 4321\n", f"port = 4321\n{text}\n"))
+        up = Up(name, gateway["url"], str(tmp_path / name), me.pid, me.create_time(), [], 0.0, gateway)
+        (runs / "up" / f"{name}.json").write_text(json.dumps(vars(up)))
+    broken, sound = result(verb("status", "--json"))["stages"]
+    assert "gateway.edge.tls_certificate: must be" in broken["unreadable"]
+    assert (broken["stage"], sound["stage"], sound["unreadable"]) == ("broken", "sound", "")
+    assert "Its stage cannot be read any more" in verb("status").stdout
+
+
+def test_a_supervisor_that_says_nothing_is_told_with_its_log(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        pid = 0
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def poll(self) -> None: ...
+
+        def terminate(self) -> None: ...
+
+    waited_s: list[float] = []
+    monkeypatch.setattr(upkeep.subprocess, "Popen", Silent)
+    monkeypatch.setattr(upkeep, "wait_until", lambda _, timeout_s: waited_s.append(timeout_s))
+    for name in ("load-balanced", "queued"):
+        with pytest.raises(LaunchError, match=r"did not say why\. Its log: .*supervisor\.log"):
+            upkeep.start(load_stage(name))
+    times = load_stage("queued").lifecycle
+    assert waited_s[1] > 2 * times.ready_timeout_s + times.drain_timeout_s
+    assert waited_s[0] > max(times.ready_timeout_s, times.drain_timeout_s) + times.drain_timeout_s
 
 
 def test_a_launcher_that_fails_leaves_nothing_behind(runs: Path, tmp_path: Path) -> None:
