@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from reference_apps.broker import Broker, Job, open_broker
+from reference_apps.broker import BATCH_MAX, Broker, Job, open_broker
 from reference_apps.launchers.member import BROKER_FILE
 from reference_apps.results import Result, Results, ResultsDownError, sqlite_url
 from stages.queue import Queue
@@ -34,13 +34,17 @@ class JobStore:
         """The jobs are done: `results` are stored, once each, and all of `jobs` are acknowledged.
 
         A job without a result among them has one already. Raises BrokerDownError or ResultsDownError; then nothing is
-        known, and it can be asked for again.
+        known, and it can be asked for again. There may be any number of jobs: a broker takes BATCH_MAX at a time.
         """
-        if self.together is not None:
-            self.together.finish(jobs, results)
-            return
-        self.results.store(results)
-        self.broker.ack(jobs)
+        by_job = {result.job: result for result in results}
+        for first in range(0, len(jobs), BATCH_MAX):
+            some = jobs[first : first + BATCH_MAX]
+            ended = [by_job[job.job] for job in some if job.job in by_job]
+            if self.together is not None:
+                self.together.finish(some, ended)
+            else:
+                self.results.store(ended)
+                self.broker.ack(some)
 
     def close(self) -> None:
         """Lets go of both."""

@@ -15,12 +15,12 @@ import orjson
 import pytest
 
 from reference_apps.asking import wait_until
-from reference_apps.broker import BrokerDownError, Job, NewJob
+from reference_apps.broker import BATCH_MAX, BrokerDownError, Job, NewJob
 from reference_apps.job_store import JobStore
 from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.models import load_model
-from reference_apps.results import ResultsDownError, sqlite_url
+from reference_apps.results import Result, ResultsDownError, sqlite_url
 from stages.policies.poison import is_poison
 from tests.conftest import PATIENCE_S
 from tests.queued import BROKEN, INPUTS, POISON, QUICK, Digits, payload, put, queued, results, stored, working
@@ -231,6 +231,24 @@ def test_what_could_not_be_stored_is_stored_later(tmp_path: Path, monkeypatch: p
         with working(stage, store, model=model):
             assert {result.attempts for result in results(store, jobs).values()} == {1}
         assert (failures, sum(model.batches)) == ([], 5)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_any_number_of_jobs_can_be_finished_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    """Batches pile up while the disk is slow, and are stored together: more than a broker takes a call."""
+    if elsewhere:
+        monkeypatch.setenv("RUNG_RESULTS_URL", sqlite_url(tmp_path / "elsewhere.db"))
+    stage = queued(queue__results_url_env="RUNG_RESULTS_URL" if elsewhere else None)
+    with stored(stage, tmp_path) as store:
+        for count in (BATCH_MAX, 150):
+            store.broker.put([NewJob(b"") for _ in range(count)])
+        jobs = store.broker.claim(BATCH_MAX, 60.0) + store.broker.claim(BATCH_MAX, 60.0)
+        ends = [Result(job.job, "ok", "1", "digits", "1", 1, 0.0, 0.0, 1e12) for job in jobs]
+        store.finish(jobs, ends)
+        assert store.results.counts() == {"ok": BATCH_MAX + 150}
+        assert store.broker.depth().leased == 0
 
 
 def test_a_broker_that_is_down_for_a_while_stops_nobody_for_ever(
