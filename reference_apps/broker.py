@@ -27,12 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from stages.queue import BATCH_MAX as BATCH_MAX
 from stages.queue import Queue
 
 __all__ = ["Broker", "Depth", "Job", "NewJob"]
 
-# Most jobs of one call: a transaction holds everybody else up for as long as it takes.
-BATCH_MAX = 1000
 ERROR_MAX_CHARS = 2000
 KEY_MAX_CHARS = 256
 JOB_ID_CHARS = 26

@@ -16,6 +16,8 @@ from pydantic import Field
 from stages.table import Table
 
 _VARIABLE = r"^[A-Z][A-Z0-9_]*$"
+# Most jobs of one call to a broker: a transaction holds everybody else up for as long as it takes.
+BATCH_MAX = 1000
 
 
 class Queue(Table):

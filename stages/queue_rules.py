@@ -11,7 +11,7 @@ from stages import unread
 from stages.advice import amount
 from stages.fleet import Gateway
 from stages.problems import Problem
-from stages.queue import Queue
+from stages.queue import BATCH_MAX, Queue
 from stages.spec import Batching
 
 
@@ -44,6 +44,18 @@ def depth_holds_a_batch(queue: Queue | None, batching: Batching) -> Iterator[Pro
         )
 
 
+def batch_is_within_a_claim(queue: Queue | None, batching: Batching) -> Iterator[Problem]:
+    """A broker gives no more than so many jobs a call."""
+    if queue is not None and batching.max_batch_size > BATCH_MAX:
+        yield Problem(
+            "batching.max_batch_size",
+            f"must be at most {BATCH_MAX} jobs beside a [queue]",
+            str(batching.max_batch_size),
+            "A broker gives no worker more at once.",
+            f"Use {BATCH_MAX}, or fewer.",
+        )
+
+
 def wait_is_within_lease(queue: Queue | None, batching: Batching) -> Iterator[Problem]:
     """A job waits for the rest of its batch under its lease."""
     if queue is not None and batching.batch_wait_timeout_s >= queue.lease_s:
@@ -73,6 +85,7 @@ RULES: tuple[Callable[..., Iterator[Problem]], ...] = (
     no_unread_queue_keys,
     queue_stands_alone,
     depth_holds_a_batch,
+    batch_is_within_a_claim,
     wait_is_within_lease,
     retry_delay_is_within_max,
 )
