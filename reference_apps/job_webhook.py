@@ -44,7 +44,7 @@ FIRST_PAUSE_S, PAUSE_MAX_S = 1.0, 300.0
 SENDERS = 8
 ADDRESSES_MAX = 4  # of one host that are tried
 LEASE_S = 60.0  # a callback of a process that died meanwhile is somebody else's then
-LOOK_S = 0.2
+LOOK_S, DOWN_S = 0.2, 1.0  # between looks, and while nothing can be looked for
 
 # IPv6 addresses that stand for one of IPv4 each (RFC 6052).
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -156,7 +156,10 @@ class Callbacks:
                     pass
             except ResultsDownError as error:
                 log.warning("callbacks wait", extra=fields(why=str(error)))
-                self._closing.wait(1.0)
+                self._closing.wait(DOWN_S)
+            except Exception:
+                log.exception("callbacks wait")
+                self._closing.wait(DOWN_S)
 
     def _send_some(self) -> bool:
         """Hands what is due to the free senders; False when there is nothing, or nobody."""

@@ -69,6 +69,9 @@ class Leases:
             except BrokerDownError as error:
                 log.warning("leases not extended", extra=fields(jobs=len(jobs), why=str(error)))
                 wait_s = _AGAIN_SHARE * usual_s
+            except Exception:
+                log.exception("leases not extended")
+                wait_s = _AGAIN_SHARE * usual_s
 
     def _note_lost(self, asked: list[Job], lost: int) -> None:
         """Some are not ours any more, unless they were finished between the two looks."""

@@ -34,7 +34,7 @@ from reference_apps.envelope import Envelope, EnvelopeError, unpack
 from reference_apps.gpu_memory import Card
 from reference_apps.job_store import JobStore
 from reference_apps.leases import Leases
-from reference_apps.logs import fields
+from reference_apps.logs import LineLimit, fields
 from reference_apps.replica import BATCHES_KEPT
 from reference_apps.results import Outcome, Result, ResultsDownError, failure
 from reference_apps.settling import DOWN_MAX_S, DOWN_S, Ended, Settling
@@ -92,6 +92,7 @@ class Worker:
         self.leases = Leases(store.broker, stage.queue.lease_s, self.metrics.leases_lost)
         self._queue, self._store = stage.queue, store
         self._settling = Settling(store, stage.queue, self.leases, self.metrics)
+        self._failures = LineLimit(log, stage.logs, "failures left out")
         self._inputs: Decodes | None = None
         self._idle = False
         self._begin_at_s = begin_at_s
@@ -183,7 +184,8 @@ class Worker:
                 break
             try:
                 more = broker.claim(most - len(jobs), lease_s, wait_s)
-            except BrokerDownError:  # those that it has can be computed all the same
+            except Exception as error:  # those that it has can be computed all the same
+                log.warning("no more jobs can be had", extra=fields(why=_told(error)))
                 break
             self.leases.hold(more)
             jobs += more
@@ -196,7 +198,8 @@ class Worker:
             if tasks := self._tasks(jobs, ended):
                 self._compute(tasks, ended)
         except Exception as error:
-            log.exception("a batch of %d could not be worked on", len(jobs))
+            if self._failures.room():
+                log.exception("a batch of %d could not be worked on", len(jobs))
             ended = Ended(again=[(job, _told(error)) for job in jobs])
         self._settling.put(ended)
 
@@ -264,7 +267,8 @@ class Worker:
         try:
             return [*self.model.device.run(inputs)]
         except Exception as error:
-            log.exception("a batch of %d failed", len(inputs))
+            if self._failures.room():
+                log.exception("a batch of %d failed", len(inputs))
             if len(inputs) == 1:
                 return [error]
         return [answer for each in inputs for answer in self._run([each])]

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import orjson
@@ -522,6 +522,25 @@ def test_connecting_is_a_part_of_the_time_that_a_receiver_has(monkeypatch: pytes
     with pytest.raises(TimeoutError), connection.until(now_s + 8.0):
         pass
     assert tried == [5.0, 3.0]
+
+
+def test_an_error_that_nobody_foresaw_ends_no_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_webhook, "LOOK_S", 0.001)
+    monkeypatch.setattr(job_webhook, "DOWN_S", 0.001)
+    looked = threading.Event()
+
+    class Strange:
+        failures = 1
+
+        def any_due(self, _: float) -> bool:
+            if self.failures:
+                self.failures -= 1
+                raise ValueError("a row that cannot be")
+            looked.set()
+            return False
+
+    with Callbacks(cast(Any, Strange()), SECRET, 1):
+        assert looked.wait(PATIENCE_S)
 
 
 def test_what_is_due_outlives_a_restart(tmp_path: Path) -> None:

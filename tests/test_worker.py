@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -15,12 +17,16 @@ import orjson
 import pytest
 
 from reference_apps.asking import wait_until
-from reference_apps.broker import BATCH_MAX, BrokerDownError, Job, NewJob
+from reference_apps.broker import BATCH_MAX, Broker, BrokerDownError, Job, NewJob
+from reference_apps.device import Device
 from reference_apps.job_store import JobStore
 from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.process import ProcessLauncher
+from reference_apps.leases import Leases
+from reference_apps.logs import LineLimit
 from reference_apps.models import load_model
 from reference_apps.results import Result, ResultsDownError, sqlite_url
+from reference_apps.worker import Worker
 from stages.policies.poison import is_poison
 from tests.conftest import PATIENCE_S
 from tests.queued import BROKEN, INPUTS, POISON, QUICK, Digits, payload, put, queued, results, stored, working
@@ -199,6 +205,24 @@ def scraped_of(worker: Any) -> dict[str, float]:
     return {line.split('"')[1]: float(line.split()[-1]) for line in told}
 
 
+def test_leases_are_extended_after_an_error_that_nobody_foresaw() -> None:
+    extended = threading.Event()
+
+    class Strange:
+        failures = 1
+
+        def extend(self, jobs: list[Job], _: float) -> int:
+            if self.failures:
+                self.failures -= 1
+                raise ValueError("a server that nobody foresaw")
+            extended.set()
+            return len(jobs)
+
+    with Leases(cast(Broker, Strange()), 0.03) as leases:
+        leases.hold([Job("a", b"", 1, 0.0, 1, "lease")])
+        assert extended.wait(PATIENCE_S)
+
+
 def test_a_lease_is_extended_for_as_long_as_the_device_computes(tmp_path: Path) -> None:
     stage, slow = queued(queue__lease_s=0.3), Digits()
     with stored(stage, tmp_path) as store:
@@ -268,6 +292,41 @@ def test_a_broker_that_is_down_for_a_while_stops_nobody_for_ever(
         with working(stage, store, model=model):
             results(store, jobs)
         assert failures == []
+
+
+def test_a_claim_that_fails_takes_nothing_from_what_was_claimed_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = queued(batching__batch_wait_timeout_s=1.5)
+    with stored(stage, tmp_path) as store:
+        jobs, claim = put(store, *INPUTS[:2]), store.broker.claim
+
+        def fails(most: int, *more: Any) -> list[Job]:
+            if most < stage.batching.max_batch_size:
+                raise RuntimeError("BROKEN a server that nobody foresaw")
+            return claim(most, *more)
+
+        monkeypatch.setattr(store.broker, "claim", fails)
+        worker = Worker(stage, 0, store)
+        assert [job.job for job in worker._claim()] == jobs
+
+
+def test_batches_that_fail_fill_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A device that is gone fails thousands of items a second."""
+    stage = queued(logs__requests_max_rps=3.0)
+    now_s = [100.0]
+    with stored(stage, tmp_path) as store:
+        worker = Worker(stage, 0, store)
+        worker.model.device = Device("test", Digits(), None)
+        worker._failures = LineLimit(
+            logging.getLogger("rung.worker"), stage.logs, "failures left out", lambda: now_s[0]
+        )
+        assert {str(answer) for answer in worker._run([BROKEN] * 8)} == {"the device is gone"}
+        assert len(caplog.records) == 3
+        now_s[0] += 1.0
+        worker._run([BROKEN])
+    assert [record.getMessage() for record in caplog.records[3:]] == ["failures left out", "a batch of 1 failed"]
+    assert caplog.records[3].fields == {"lines": 6, "limit": "logs.requests_max_rps"}  # type: ignore[attr-defined]
 
 
 def test_one_that_drains_finishes_what_it_has_and_claims_no_more(tmp_path: Path) -> None:
