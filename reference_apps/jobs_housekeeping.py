@@ -46,10 +46,15 @@ class Housekeeping:
         self._thread.join(5.0)
 
     def look(self) -> int:
-        """Gives every dead letter since the last look its result; how many there were."""
+        """Gives every dead letter since the last look its result; how many there were.
+
+        One that is older than queue.result_ttl_s had a result whose time is over: another would have its callback told
+        once more after each restart.
+        """
         seen = 0
         while letters := self._store.broker.dead(LETTERS_MAX, self._seen):
-            self._store.results.store([self._failed(letter) for letter in letters])
+            since_s = time.time() - self._ttl_s
+            self._store.results.store([self._failed(letter) for letter in letters if letter.died_s > since_s])
             self._seen = letters[-1].place
             seen += len(letters)
         return seen

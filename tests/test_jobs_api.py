@@ -428,6 +428,18 @@ def test_housekeeping_looks_at_every_dead_letter_once(tmp_path: Path) -> None:
         assert store.results.counts() == {"failed": 128}
 
 
+def test_a_dead_letter_whose_result_is_gone_is_not_told_again_after_a_restart(tmp_path: Path) -> None:
+    with stored(queued(), tmp_path) as store:
+        put(store, INPUTS[0], callback="https://example.org/")
+        (job,) = store.broker.claim(1, 60.0)
+        store.broker.dead_letter(job, "It broke.")
+        assert Housekeeping(queued(), store).look() == 1
+        assert store.results.counts() == {"failed": 1}
+        assert store.results.forget_expired(1e12) == 1
+        assert Housekeeping(queued(queue__result_ttl_s=1e-9), store).look() == 1
+        assert store.results.counts() == {}
+
+
 # ---- callbacks ----
 
 
