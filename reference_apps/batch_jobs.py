@@ -2,11 +2,12 @@
 
     items.jsonl ── chunks of 500 ──▶ put, each item under a key of its own ──▶ broker ──▶ workers
                                        results ──▶ items.jsonl.results.jsonl.parts/000000.jsonl, 000001.jsonl …
-    all parts there ──▶ items.jsonl.results.jsonl: a line an item, in their order
+    all parts there ──▶ items.jsonl.results.jsonl: a line an item, in their order; beside it, in
+                        items.jsonl.results.jsonl.source.json, which version of items.jsonl they are of
 
 A part is written when its chunk is complete, and as a whole, so that a run that was stopped anywhere goes on where it
-was: parts that are there are skipped, and items that were put are known by their keys. No more than a few chunks are in
-the queue at once, which others use too.
+was: parts that are there are skipped, and items that were put are known by their keys. A file that has changed since
+is refused, and so are results of other files. No more than a few chunks are in the queue at once, which others use too.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import fsspec
 import orjson
 
 from reference_apps.broker import BrokerDownError, NewJob, QueueFullError
 from reference_apps.decoding import Decodes
 from reference_apps.envelope import pack, sealed
-from reference_apps.job_items import Item, items_of
+from reference_apps.job_items import Item, file_system_of, items_of
 from reference_apps.job_store import JobStore
 from reference_apps.results import Result, ResultsDownError
 
@@ -81,18 +81,20 @@ class BatchRun:
     ) -> None:
         self._store, self._model, self._source, self._priority = store, model, source, priority
         self._stall_timeout_s, self._told = stall_timeout_s, told
-        self._fs, self._out = fsspec.core.url_to_fs(out)
+        self._fs, self._out = file_system_of(out)
         self._parts = f"{self._out}.parts"
         self._moved_s = time.monotonic()  # when something last went on
         self.summary = Summary(out)
 
     def run(self) -> Summary:
         """Computes what is not done yet, and gives what was done. Raises ItemsError, and BatchError where it stops."""
+        version = self._version()
         if self._fs.exists(self._out):
+            self._check_results(version)
             self.summary.before = sum(1 for _ in self._fs.cat_file(self._out).splitlines())
             self._clear()
             return self.summary
-        self._begin()
+        self._begin(version)
         ahead: deque[_Chunk] = deque()
         parts: list[str] = []
         for number, items in enumerate(_chunked(items_of(self._source, self._model))):
@@ -105,23 +107,36 @@ class BatchRun:
                 self._finish(ahead.popleft())
         while ahead:
             self._finish(ahead.popleft())
-        self._join(parts)
+        self._join(parts, version)
         return self.summary
 
-    def _begin(self) -> None:
-        """Makes sure that the parts that are there are of this very file."""
-        fs, path = fsspec.core.url_to_fs(self._source)
+    def _version(self) -> bytes:
+        """What tells this very file from others, and from what it is after a change."""
+        fs, path = file_system_of(self._source)
         if not fs.exists(path):
             raise BatchError(f"{self._source}: must be a file that exists. There is no input. Correct the path.")
-        source = orjson.dumps({"source": path, "version": str(fs.ukey(path)), "chunk": CHUNK})
+        return orjson.dumps({"source": path, "version": str(fs.ukey(path)), "chunk": CHUNK})
+
+    def _check_results(self, version: bytes) -> None:
+        """Makes sure that the results that are there are of this very file."""
+        mark = f"{self._out}.source.json"
+        if not self._fs.exists(mark) or self._fs.cat_file(mark) != version:
+            raise BatchError(
+                f"{self.summary.results}: must be results of {self._source} as it is now, or not be there yet, got "
+                "something else: another file's, or the file has changed since. They would be taken for its results. "
+                "Remove it to compute the file anew, or name another --out."
+            )
+
+    def _begin(self, version: bytes) -> None:
+        """Makes sure that the parts that are there are of this very file."""
         mark = f"{self._parts}/source.json"
-        if self._fs.exists(mark) and self._fs.cat_file(mark) != source:
+        if self._fs.exists(mark) and self._fs.cat_file(mark) != version:
             raise BatchError(
                 f"{self._source}: must be the file that {self._parts} was begun with, and has changed since. "
                 "Results of two files would be mixed. Remove that folder to begin anew, or name another --out."
             )
         self._fs.makedirs(self._parts, exist_ok=True)
-        self._fs.pipe_file(mark, source)
+        self._fs.pipe_file(mark, version)
 
     # ---- a chunk ----
 
@@ -212,10 +227,12 @@ class BatchRun:
 
     # ---- the end ----
 
-    def _join(self, parts: Iterable[str]) -> None:
+    def _join(self, parts: Iterable[str], version: bytes) -> None:
         with self._fs.open(f"{self._out}.new", "wb") as file:
             for part in parts:
                 file.write(self._fs.cat_file(part))
+        # Before the results: without it they would be nobody's.
+        self._fs.pipe_file(f"{self._out}.source.json", version)
         self._fs.mv(f"{self._out}.new", self._out)
         self._clear()
 

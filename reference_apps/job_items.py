@@ -9,6 +9,8 @@ A path is anything that fsspec opens: a file, memory://, s3://bucket/key where s
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -51,14 +53,14 @@ def items_of(path: str, model: Decodes) -> Iterator[Item]:
                 f"{path}: must end with .jsonl (a line each) or .npy (an array of them), .gz after it. Nothing else "
                 "says where an input ends. Convert it."
             )
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, EOFError, zlib.error) as error:
         raise ItemsError(f"{path}: must be readable, got {type(error).__name__}: {error}. There is no input.") from None
 
 
 def item_of(path: str, model: Decodes) -> Item:
     """The one input of a file. Raises ItemsError."""
     try:
-        with fsspec.open(path, "rb") as file:
+        with _opened(path) as file:
             if path.endswith(".npy"):
                 return _checked(0, _RAW, _shape_of(model), _array(path, file).astype("<f4").tobytes(), model)
             kinds = {".png": _PNG, ".json": _JSON}
@@ -70,8 +72,25 @@ def item_of(path: str, model: Decodes) -> Item:
         raise ItemsError(f"{path}: must be readable, got {type(error).__name__}: {error}. There is no input.") from None
 
 
+def file_system_of(path: str) -> tuple[Any, str]:
+    """The file system of a path, and what the path is called there. Raises ItemsError where fsspec knows none."""
+    try:
+        fs, name = fsspec.core.url_to_fs(path)
+    except ValueError as error:
+        raise ItemsError(
+            f"{path}: must be a path, or begin with a protocol that fsspec knows, as s3://, got another ({error}). "
+            "Nothing can be read or written there. Correct it."
+        ) from None
+    return fs, name
+
+
+def _opened(path: str, compression: str | None = None) -> Any:
+    file_system_of(path)  # which tells in words what fsspec does not know
+    return fsspec.open(path, "rb", compression=compression)
+
+
 def _lines(path: str, model: Decodes) -> Iterator[Item]:
-    with fsspec.open(path, "rb", compression="infer") as file:
+    with _opened(path, "infer") as file:
         number = 0
         for line in file:
             if not line.strip():
@@ -89,7 +108,7 @@ def _lines(path: str, model: Decodes) -> Iterator[Item]:
 
 
 def _rows(path: str, model: Decodes) -> Iterator[Item]:
-    with fsspec.open(path, "rb", compression="infer") as file:
+    with _opened(path, "infer") as file:
         rows = _array(path, file)
     if rows.ndim != len(model.input_shape) + 1:
         raise ItemsError(
@@ -101,11 +120,11 @@ def _rows(path: str, model: Decodes) -> Iterator[Item]:
 
 def _array(path: str, file: Any) -> np.ndarray:
     try:
-        found: np.ndarray = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError):
-        raise ItemsError(
-            f"{path}: must be an array as numpy.save writes it. It cannot be read. Write it anew."
-        ) from None
+        found = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        found = None
+    if not isinstance(found, np.ndarray):  # an .npz is several of them
+        raise ItemsError(f"{path}: must be an array as numpy.save writes it. It cannot be read. Write it anew.")
     if found.dtype.kind not in "biuf":
         raise ItemsError(f"{path}: must hold numbers, got {found.dtype}. The model reads no other. Convert it.")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import signal
 import subprocess
@@ -51,6 +52,12 @@ def ran(store: JobStore, source: str, out: str | None = None, stall_timeout_s: f
     return BatchRun(store, MODEL, source, out or f"{source}.results.jsonl", 2, stall_timeout_s).run()
 
 
+def several_arrays() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, INPUTS[:1], INPUTS[1:2])
+    return file.getvalue()
+
+
 def read(path: Path | str) -> list[dict[str, Any]]:
     with fsspec.open(str(path), "rb") as file:
         return [json.loads(line) for line in file.read().splitlines()]
@@ -84,14 +91,29 @@ def test_an_input_that_cannot_be_read_is_told_and_the_others_are_not_its_fault(t
     [
         ("a.csv", b"1,2", "must end with .jsonl"),
         ("a.npy", b"no array", "must be an array as numpy.save writes it"),
+        ("a.npy", several_arrays(), "must be an array as numpy.save writes it"),
+        ("a.npy", several_arrays()[:100], "must be an array as numpy.save writes it"),
+        ("a.jsonl.gz", gzip.compress(lines_of(INPUTS[:4]))[:-20], "must be readable, got EOFError"),
+        ("a.jsonl.gz", gzip.compress(b"")[:10] + b"\xff" * 20, "must be readable, got error: Error -3"),
         ("missing.jsonl", None, "must be readable"),
     ],
+    ids=["ending", "no array", "several arrays", "cut off zip", "cut off gzip", "damaged gzip", "missing"],
 )
 def test_a_file_of_another_kind_is_told(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ItemsError, match=said):
         list(items_of(str(tmp_path / name), MODEL))
+
+
+def test_a_protocol_that_nobody_knows_is_told(tmp_path: Path) -> None:
+    said = "nosuch://a.* must be a path, or begin with a protocol that fsspec knows"
+    with pytest.raises(ItemsError, match=said):
+        list(items_of("nosuch://a.jsonl", MODEL))
+    with pytest.raises(ItemsError, match=said):
+        item_of("nosuch://a.npy", MODEL)
+    with stored(queued(), tmp_path) as store, pytest.raises(ItemsError, match=said):
+        ran(store, str(tmp_path / "items.npy"), "nosuch://a.results.jsonl")
 
 
 def test_an_array_of_another_shape_is_told(tmp_path: Path) -> None:
@@ -125,7 +147,8 @@ def test_a_run_answers_every_input_in_its_order(tmp_path: Path) -> None:
     assert [row["answer"]["dark"] for row in rows] == [dark(x) for x in inputs]
     assert {row["outcome"] for row in rows} == {"ok"}
     assert len({row["job"] for row in rows}) == len(inputs)
-    assert sorted(path.name for path in tmp_path.glob("items*")) == ["items.npy", "items.npy.results.jsonl"]
+    left = [f"items.npy{ending}" for ending in ("", ".results.jsonl", ".results.jsonl.source.json")]
+    assert sorted(path.name for path in tmp_path.glob("items*")) == left
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
@@ -220,6 +243,26 @@ def test_a_file_that_has_changed_meanwhile_is_refused(tmp_path: Path) -> None:
         np.save(source, many(4))
         with pytest.raises(BatchError, match="has changed since"):
             ran(store, str(source), stall_timeout_s=0.3)
+
+
+def test_results_of_a_file_that_has_changed_since_are_not_taken_for_its_own(tmp_path: Path) -> None:
+    source = tmp_path / "items.npy"
+    np.save(source, many(3))
+    with stored(queued(), tmp_path) as store, working(queued(), store, model=Digits()):
+        assert ran(store, str(source)).ok == 3
+        np.save(source, many(4))
+        with pytest.raises(BatchError, match="the file has changed since"):
+            ran(store, str(source))
+        Path(f"{source}.results.jsonl").unlink()
+        assert ran(store, str(source)).items == 4
+
+
+def test_a_file_that_was_there_before_is_not_taken_for_results(tmp_path: Path) -> None:
+    source, other = tmp_path / "items.npy", tmp_path / "notes.txt"
+    np.save(source, many(3))
+    other.write_text("one\ntwo\n")
+    with stored(queued(), tmp_path) as store, pytest.raises(BatchError, match=r"notes\.txt: must be results of"):
+        ran(store, str(source), str(other))
 
 
 def test_results_that_are_gone_are_computed_again(tmp_path: Path) -> None:
