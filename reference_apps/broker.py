@@ -48,7 +48,7 @@ class QueueFullError(RuntimeError):
     def __init__(self, inside: int, max_depth: int) -> None:
         super().__init__(
             f"queue.max_depth: {inside} jobs are inside (dead letters too), and at most {max_depth} may be. "
-            "Nothing was accepted. Come back later, add workers, or look at `rung jobs dead`."
+            "Nothing was accepted. Come back later, add workers, or make room: `rung jobs dead`, `rung jobs forget`."
         )
         self.inside = inside
         self.max_depth = max_depth

@@ -1,4 +1,4 @@
-"""The verbs for the jobs of a queued stage: put, status, wait, dead, retry, run.
+"""The verbs for the jobs of a queued stage: put, status, wait, dead, retry, forget, run.
 
 They open the stage's queue and results themselves, as its workers do, and so they work while its API does not, and only
 where queue and results can be reached. What they can do to dead letters is reachable over no network.
@@ -29,6 +29,8 @@ app.add_typer(jobs, name="jobs")
 
 POLL_S = 0.05
 PriorityOption = Annotated[int | None, typer.Option(min=0, help="0 goes first; the stage says how many there are.")]
+LettersArgument = Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Ids of dead letters.")]
+AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
 
 
 @jobs.command()
@@ -146,27 +148,41 @@ def dead(
         table.add_row(str(row["job"]), str(row["attempts"]), died, str(row["error"]))
     out.print(table)
     more = f" of {count}" if count > len(rows) else ""
-    out.print(f"{len(rows)}{more}. Have them tried again with `rung jobs retry {stage} --all`.", highlight=False)
+    out.print(
+        f"{len(rows)}{more}. Have them tried again with `rung jobs retry {stage} --all`, or throw them away with "
+        f"`rung jobs forget {stage} --all`.",
+        highlight=False,
+    )
 
 
 @jobs.command()
 def retry(
-    stage: StageArgument,
-    job: Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Ids of dead letters.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
-    json_: JsonOption = False,
+    stage: StageArgument, job: LettersArgument = None, all_: AllOption = False, json_: JsonOption = False
 ) -> None:
     """Have dead letters tried again: they wait at the end of the line, with all their attempts."""
-    if bool(job) == all_:
-        fail("retry: needs either ids of dead letters or --all. See `rung jobs dead`.", Exit.MISUSED)
+    _check_chosen("retry", job, all_)
     with _opened(stage) as (_, _, store):
         count = store.broker.retry(None if all_ else job)
     if json_:
         print_json({"retried": count})
     else:
         out.print(f"{count} wait again.", highlight=False)
-    if job and count < len(set(job)):
-        fail(f"{len(set(job)) - count} of the jobs are no dead letters.")
+    _tell_others(job, count)
+
+
+@jobs.command()
+def forget(
+    stage: StageArgument, job: LettersArgument = None, all_: AllOption = False, json_: JsonOption = False
+) -> None:
+    """Throw dead letters away, with their inputs. Until then they count in queue.max_depth."""
+    _check_chosen("forget", job, all_)
+    with _opened(stage) as (_, _, store):
+        count = store.broker.forget(None if all_ else job)
+    if json_:
+        print_json({"forgotten": count})
+    else:
+        out.print(f"{count} thrown away.", highlight=False)
+    _tell_others(job, count)
 
 
 @jobs.command()
@@ -240,6 +256,16 @@ def _inputs(stage: Stage) -> Decodes:
     from reference_apps.models import load_inputs
 
     return cast("Decodes", load_inputs(stage.model))
+
+
+def _check_chosen(verb: str, job: list[str] | None, all_: bool) -> None:
+    if bool(job) == all_:
+        fail(f"{verb}: needs either ids of dead letters or --all. See `rung jobs dead`.", Exit.MISUSED)
+
+
+def _tell_others(job: list[str] | None, count: int) -> None:
+    if job and count < len(set(job)):
+        fail(f"{len(set(job)) - count} of the jobs are no dead letters.")
 
 
 def _priority(given: int | None, queue: Queue) -> int:

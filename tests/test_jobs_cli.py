@@ -325,6 +325,21 @@ def test_dead_letters_are_listed_and_tried_again(verb: Rung, runs: Path, stage: 
                 assert result(verb("jobs", "wait", "queued", job, "--json"))["answer"] == {"mended": True}
 
 
+def test_dead_letters_are_thrown_away(verb: Rung, runs: Path, stage: Stage) -> None:
+    with stored(stage, queue_folder("queued")) as store:
+        jobs = put(store, *INPUTS[:3])
+        for job in store.broker.claim(3, 60.0):
+            store.broker.dead_letter(job, "It broke.")
+        assert "rung jobs forget queued" in " ".join(verb("jobs", "dead", "queued").stdout.split())
+        neither = verb("jobs", "forget", "queued")
+        assert (neither.returncode, "forget: needs either ids" in neither.stderr) == (2, True)
+        assert result(verb("jobs", "forget", "queued", jobs[0], "--json")) == {"forgotten": 1}
+        again = verb("jobs", "forget", "queued", jobs[0])
+        assert (again.returncode, again.stderr) == (1, "1 of the jobs are no dead letters.\n")
+        assert verb("jobs", "forget", "queued", "--all").stdout == "2 thrown away.\n"
+        assert store.broker.depth().dead == 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
