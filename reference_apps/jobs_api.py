@@ -37,7 +37,7 @@ from reference_apps.jobs_metrics import JobsMetrics
 from reference_apps.jobs_web import web
 from reference_apps.logs import RequestLog
 from reference_apps.models import load_inputs
-from reference_apps.put_line import PutLine
+from reference_apps.put_line import LineFullError, PutLine
 from reference_apps.result_watch import ResultWatch
 from reference_apps.results import ResultsDownError
 from stages.alerts import latency_bounds_of
@@ -197,7 +197,7 @@ class JobsApi:
             raise RefusedError("draining", "This service is stopping. Try again.")
         try:
             return await self._line.put(job)
-        except QueueFullError as error:
+        except (QueueFullError, LineFullError) as error:
             raise RefusedError("queue_full", f"{error} Try again later.") from None
         except BrokerDownError as error:
             text = f"{error} The job may have been accepted or not: send it again under the same Idempotency-Key."

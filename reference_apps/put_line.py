@@ -22,6 +22,16 @@ BATCH_JOBS_MAX, BATCH_BYTES_MAX = 256, 8_388_608
 log = logging.getLogger("rung.jobs")
 
 
+class LineFullError(RuntimeError):
+    """As many jobs wait to be written down as may; this one was not accepted."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"{LINE_MAX} jobs wait to be written into the queue, and no more may. This one was not accepted. Jobs come "
+            "faster than the queue's disk or server takes them: send fewer at once, or give the queue a faster one."
+        )
+
+
 @dataclass(slots=True)
 class _Waiting:
     job: NewJob
@@ -40,15 +50,17 @@ class PutLine(LoopThread):
         return len(self._line)
 
     async def put(self, job: NewJob) -> Accepted:
-        """Accepted, and on the disk. Raises QueueFullError and BrokerDownError.
+        """Accepted, and on the disk. Raises LineFullError, QueueFullError and BrokerDownError.
 
         Whoever does not wait for the end of it may find the job accepted all the same.
         """
         assert self._loop is not None
         waiting = _Waiting(job, self._loop.create_future())
         with self._changed:
-            if self._closing or len(self._line) >= LINE_MAX:
-                raise QueueFullError(len(self._line), LINE_MAX)
+            if self._closing:
+                raise BrokerDownError("the jobs API is stopping.")
+            if len(self._line) >= LINE_MAX:
+                raise LineFullError
             self._line.append(waiting)
             if len(self._line) == 1:
                 self._changed.notify()

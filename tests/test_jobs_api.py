@@ -253,6 +253,7 @@ def test_a_line_that_is_full_refuses(client: httpx.Client, store: JobStore, monk
     monkeypatch.setattr(put_line, "LINE_MAX", 0)
     answer = post(client)
     assert (answer.status_code, title(answer)) == (503, "queue_full")
+    assert "max_depth" not in answer.json()["detail"]
 
 
 def test_a_broker_that_is_down_is_told_and_comes_back(
