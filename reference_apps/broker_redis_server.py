@@ -25,7 +25,7 @@ from stages.queue import Queue
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 5.0
-_REFUSALS = ("READONLY", "NOAUTH", "WRONGPASS", "NOPERM", "MASTERDOWN")
+_REFUSALS = ("READONLY", "NOAUTH", "WRONGPASS", "NOPERM", "MASTERDOWN", "BUSY ", "CLUSTERDOWN")
 
 
 class SharedClock:
@@ -58,10 +58,10 @@ def open_client(url: str) -> Any:
             socket_connect_timeout=TIMEOUT_S,
             retry=Retry(NoBackoff(), 1, supported_errors=(NoConnectionError,)),
         )
-    except ValueError as error:
+    except ValueError:  # which may quote a part of the password
         raise BrokerDownError(
-            f"queue.url_env: must hold a URL like redis://HOST:PORT/0, got one that cannot be read ({error}). There "
-            "would be no queue. Correct the variable."
+            "queue.url_env: must hold a URL like redis://HOST:PORT/0, got one whose scheme, host, port or database "
+            "cannot be read. There would be no queue. Correct the variable."
         ) from None
 
 

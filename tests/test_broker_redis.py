@@ -21,7 +21,7 @@ from reference_apps import broker_redis_scripts
 from reference_apps.asking import wait_until
 from reference_apps.broker import BrokerDownError, BrokerFullDiskError, NewJob, open_broker
 from reference_apps.broker_redis import SLACK_S
-from reference_apps.broker_redis_server import SharedClock
+from reference_apps.broker_redis_server import SharedClock, in_words, open_client
 from stages.queue import Queue
 from tests.brokers import HandClock, Place
 from tests.conftest import PATIENCE_S
@@ -75,6 +75,18 @@ def test_a_server_that_is_not_there_is_told_in_words(
     monkeypatch.setenv("RUNG_BROKER_URL", url)
     with pytest.raises(BrokerDownError, match=told):
         open_broker(Queue(broker="redis"), tmp_path)
+
+
+def test_a_url_that_cannot_be_read_is_told_without_its_password() -> None:
+    with pytest.raises(BrokerDownError, match="must hold a URL like redis://HOST:PORT/0") as caught:
+        open_client("redis://:pa/ss@host:6379/0")
+    assert "pa/" not in str(caught.value)
+    assert "'pa" not in str(caught.value)
+
+
+def test_a_server_that_is_busy_is_down_for_a_while() -> None:
+    with pytest.raises(BrokerDownError, match="refuses: BUSY"), in_words():
+        raise redis.ResponseError("BUSY Redis is busy running a script. You can only call SCRIPT KILL.")
 
 
 def test_a_client_that_is_not_installed_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
