@@ -32,6 +32,14 @@ from reference_apps.sqlite_log import write_ahead
 # Jobs that one question names at most: SQLite takes no more than so many thousand parameters.
 ASKED_MAX = 500
 BUSY_TIMEOUT_S = 5.0
+# A server of Postgres that says nothing any more is given up, where its address does not say otherwise: seconds to
+# connect, milliseconds for what was sent to be received, and seconds until and between questions whether it lives.
+_POSTGRES_PATIENCE = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+}
 CREATED_MAX = 3  # tries to make the table
 # Nobody puts a callback off so far: one that is due later than that was dated by a clock that has been set since.
 DUE_WITHIN_S = 3600.0
@@ -92,12 +100,19 @@ class Results:
         """`durable`: what is stored survives a power cut; otherwise the last moments may be lost, and nothing torn."""
         try:
             parsed = make_url(url)
-            self._engine = sa.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+            patience: dict[str, int] = {}
+            if parsed.get_backend_name() == "postgresql" and parsed.get_driver_name() in ("psycopg", "psycopg2"):
+                patience = {name: most for name, most in _POSTGRES_PATIENCE.items() if name not in parsed.query}
+            self._engine = sa.create_engine(
+                parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite", connect_args=patience
+            )
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
+            # ValueError: a port that is no number, whose text may quote a part of the password.
+            why = "its port or an option" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise ResultsDownError(
                 f"queue.results_url_env: must hold the URL of an SQLite or Postgres database, got one that cannot be "
-                f"used ({type(error).__name__}: {error}). Results would have no place. Use sqlite:////path/results.db "
-                "or postgresql+psycopg://user:password@host/name (with `pip install 'rung[postgres]'`)."
+                f"used ({why}). Results would have no place. Use sqlite:////path/results.db or "
+                "postgresql+psycopg://user:password@host/name (with `pip install 'rung[postgres]'`)."
             ) from None
         name = self._engine.dialect.name
         if name not in ("sqlite", "postgresql"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
+import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql
@@ -222,6 +223,8 @@ def test_what_a_client_is_told_of_a_job() -> None:
     [
         ("nothing of the kind", "must hold the URL of an SQLite or Postgres database"),
         ("mysql://user:pass@host/name", "queue.results_url_env: must "),
+        ("postgresql+psycopg://user:pass@host:543x/name", r"got one that cannot be used \(its port or an option\)"),
+        ("postgresql+psycopg://user:p@pass:5@host/name", r"got one that cannot be used \(its port or an option\)"),
         ("sqlite:////nowhere/at/all/results.db", "unable to open database file"),
     ],
 )
@@ -229,6 +232,28 @@ def test_a_database_that_cannot_be_used_is_told_without_its_password(url: str, s
     with pytest.raises(ResultsDownError, match=said) as caught:
         Results(url)
     assert "pass@" not in str(caught.value)
+    assert "5@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("query", "connect_s"), [("", 5), ("?connect_timeout=2", "2")])
+def test_a_server_of_postgres_that_is_silent_is_not_waited_for_long(query: str, connect_s: Any) -> None:
+    pytest.importorskip("psycopg")
+
+    class SeenError(Exception):
+        pass
+
+    def see(*told: Any) -> None:
+        seen.update(told[-1])
+        raise SeenError
+
+    seen = dict[str, Any]()
+    sa.event.listen(sa.Engine, "do_connect", see)
+    try:
+        with pytest.raises(SeenError):
+            Results(f"postgresql+psycopg://user:pass@host/name{query}")
+    finally:
+        sa.event.remove(sa.Engine, "do_connect", see)
+    assert (seen["connect_timeout"], seen["tcp_user_timeout"]) == (connect_s, 10_000)
 
 
 def test_a_database_that_fails_is_an_error_of_its_own(tmp_path: Path) -> None:
