@@ -10,7 +10,6 @@ that is damaged.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reference_apps.broker import BrokerDownError, BrokerFullDiskError
+from reference_apps.durable import sync_folder
 from reference_apps.sqlite_log import write_ahead
 
 BUSY_TIMEOUT_S = 5.0
@@ -210,16 +210,8 @@ def _connect(path: Path) -> sqlite3.Connection:
                 "other. Give a place on a disk of this machine."
             )
         if new:
-            _fsync_folder(path.parent)
+            sync_folder(path.parent)
     except BaseException as error:
         db.close()
         raise in_words(path, error) from error
     return db
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from reference_apps.broker import BATCH_MAX, BrokerDownError, BrokerFullDiskError, QueueFullError
+from reference_apps.durable import locked, sync_folder
 
 LOCK_TIMEOUT_S = 10.0
 _LOCK = ".lock"
-_POLL_S = 0.01
 # The first byte of what is queued.
 _INLINE, _CHECK = b"\x00", b"\x01"
+
+
+class _HeldError(BrokerDownError):
+    """Another process has the lock of the payloads for too long."""
 
 
 class ClaimChecks:
@@ -50,11 +52,11 @@ class ClaimChecks:
     @contextlib.contextmanager
     def _stowed(self, jobs: Sequence[str], payloads: Sequence[bytes], large: list[int]) -> Iterator[list[bytes]]:
         queued = [_INLINE + payload if len(payload) <= self._max_bytes else _check(payload) for payload in payloads]
-        with self._locked(fcntl.LOCK_SH):
+        with self._locked(LOCK_TIMEOUT_S, shared=True):
             try:
                 for n in large:
                     self._write(jobs[n], payloads[n])
-                _fsync_folder(self._folder)
+                sync_folder(self._folder)
             except OSError as error:
                 self.discard(jobs[n] for n in large)
                 raise self._in_words(error) from error
@@ -93,7 +95,7 @@ class ClaimChecks:
         if not self._folder.is_dir():
             return 0
         removed = 0
-        with contextlib.suppress(BlockingIOError), self._locked(fcntl.LOCK_EX, timeout_s=0.0):
+        with contextlib.suppress(_HeldError), self._locked(0.0):
             jobs = sorted({path.name.lstrip(".") for path in self._folder.iterdir() if path.name != _LOCK})
             for first in range(0, len(jobs), BATCH_MAX):
                 some = jobs[first : first + BATCH_MAX]
@@ -113,30 +115,21 @@ class ClaimChecks:
         unnamed.rename(self._folder / job)
 
     @contextlib.contextmanager
-    def _locked(self, kind: int, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
-        """Holds the folder's lock. Raises BlockingIOError where it may not wait, and BrokerDownError where it may."""
-        try:
-            if not self._folder.is_dir():
-                self._folder.mkdir(parents=True, exist_ok=True)
-                _fsync_folder(self._folder.parent)
-            handle = (self._folder / _LOCK).open("ab")
-        except OSError as error:
-            raise self._in_words(error) from error
-        with handle:
-            ends_s = time.monotonic() + timeout_s
-            while True:
-                try:
-                    fcntl.flock(handle, kind | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if timeout_s == 0.0:
-                        raise
-                    if time.monotonic() > ends_s:
-                        raise BrokerDownError(
-                            f"{self._folder / _LOCK}: was not to be had within {timeout_s:g} seconds. Nothing was "
-                            "accepted. Look for a process that hangs while it clears up."
-                        ) from None
-                time.sleep(_POLL_S)
+    def _locked(self, timeout_s: float, shared: bool = False) -> Iterator[None]:
+        """Holds the folder's lock. Raises _HeldError, and another BrokerDownError for what the disk says."""
+        with contextlib.ExitStack() as stack:
+            try:
+                if not self._folder.is_dir():
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                    sync_folder(self._folder.parent)
+                stack.enter_context(locked(self._folder / _LOCK, timeout_s, shared))
+            except TimeoutError:
+                raise _HeldError(
+                    f"{self._folder / _LOCK}: was not to be had within {timeout_s:g} seconds. Nothing was "
+                    "accepted. Look for a process that hangs while it clears up."
+                ) from None
+            except OSError as error:
+                raise self._in_words(error) from error
             yield
 
     def _in_words(self, error: OSError) -> BrokerDownError:
@@ -148,12 +141,3 @@ class ClaimChecks:
 
 def _check(payload: bytes) -> bytes:
     return _CHECK + b"%d" % len(payload)
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Names of files are on the disk when their folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

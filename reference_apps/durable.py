@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-LOCK_POLL_S = 0.02
+LOCK_POLL_S = 0.01
 
 
 def replace_durably(path: Path, text: str) -> None:
@@ -60,8 +60,9 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, timeout_s: float) -> Iterator[None]:
-    """Inside, nobody else on this machine holds the lock of that file; it ends with the process that holds it.
+def locked(path: Path, timeout_s: float, shared: bool = False) -> Iterator[None]:
+    """Inside, nobody else on this machine holds the lock of that file, or only others who share it; it ends with the
+    process that holds it.
 
     Raises TimeoutError when it is not to be had in time, and OSError.
     """
@@ -69,10 +70,10 @@ def locked(path: Path, timeout_s: float) -> Iterator[None]:
     with path.open("ab") as file:
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline_s:
+                if time.monotonic() >= deadline_s:
                     raise TimeoutError(f"{path}: is held by another process for more than {timeout_s:g} s") from None
                 time.sleep(LOCK_POLL_S)
         yield

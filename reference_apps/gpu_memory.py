@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self, TextIO
 
+from reference_apps.durable import locked
 from stages.policies.sharing import TURN_S, Tenant, may_enter, should_leave
 
 # How long the table of all tenants may be held by another: it is read and written within a millisecond. Only a process
 # that was stopped in that millisecond holds it longer, and then nobody moves until it goes on.
 LOCK_TIMEOUT_S = 0.5
-_POLL_S = 0.005
 
 
 class CardBusyError(RuntimeError):
@@ -125,16 +125,11 @@ class Card:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Holds the table of all tenants. Raises CardBusyError when somebody else has it for too long."""
-        with (self._folder / "table.lock").open("a") as table:
-            deadline_s = time.monotonic() + LOCK_TIMEOUT_S
-            while True:
-                try:
-                    fcntl.flock(table, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline_s:
-                        raise CardBusyError from None
-                    time.sleep(_POLL_S)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self._folder / "table.lock", LOCK_TIMEOUT_S))
+            except TimeoutError:
+                raise CardBusyError from None
             yield
 
 
