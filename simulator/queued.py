@@ -2,12 +2,14 @@
 
     submit ─▶ event loop ─▶ put ─▶ Broker ◀── claim ── Workers          POST /predict, which rides on the queue
                              │ queue_full               │ result
-    settled ◀── event loop ◀─┴──────────────────────────┘  waited long enough: upstream_timeout, deadline
+    settled ◀── event loop ◀─┴──────────────────────────┘  deadline: a worker's    waited long enough: upstream_timeout
 
 Every request is one whose client waits for its result, as the load generator sends them; the job of one who was waited
-for long enough stays, and is dropped by a worker. `QueueFleet` is those workers for an autoscaler. No twin of the same
-name: the running stack has reference_apps/jobs_api.py and queue_fleet.py. Not modelled: POST /jobs and its callbacks,
-for whoever comes back later, and how often the API looks for results: that is part of what the host takes.
+for long enough stays, and is dropped by a worker. The stage's own deadline ends no wait: it has workers drop what they
+have not begun. `QueueFleet` is those workers for an autoscaler. No twin of the same name: the running stack has
+reference_apps/jobs_api.py and queue_fleet.py. Not modelled: POST /jobs and its callbacks, for whoever comes back later;
+how often the API looks for results, which is part of what the host takes; the API's own bound of 10,000 requests
+inside; and that it hears of a client's leaving, which changes nothing for the job.
 """
 
 from __future__ import annotations
@@ -63,9 +65,8 @@ class Jobs:
         self.in_flight = 0  # those of them that wait for their result
         self.latencies = LatencyCounts()
         self._stage, self._env, self._seed, self._settled = stage, env, seed, settled
-        own_s, whole_s = stage.admission.deadline_s, stage.queue.request_reply_timeout_s
-        self._wait_s = whole_s if own_s is None else min(own_s, whole_s)
-        self._waited_for = "deadline" if own_s is not None and own_s <= whole_s else "upstream_timeout"
+        own_s, self._wait_s = stage.admission.deadline_s, stage.queue.request_reply_timeout_s
+        self._deadline_s = self._wait_s if own_s is None else min(own_s, self._wait_s)
         costs = costs or GatewayCosts(
             forward_quantiles_s=host.send_quantiles_s, back_quantiles_s=host.reply_quantiles_s
         )
@@ -97,7 +98,7 @@ class Jobs:
     def submit(self, request: int, key: int | str = 0, leaves_s: float = inf) -> None:
         """Request number `request` is at the API now; numbers come in order, from 0. `key` is what it is for.
 
-        Its client goes away at `leaves_s` if it has no answer by then; its job stays.
+        An answer after `leaves_s` finds its client gone; nobody tells the API, which goes on waiting.
         """
         passage = Passage(request, key, leaves_s)
         self._passages.append(passage)
@@ -122,7 +123,7 @@ class Jobs:
         if passage.over:
             return
         try:
-            self.broker.put([NewJob(passage.request, _PRIORITY, deadline_s=self._wait_s)])
+            self.broker.put([NewJob(passage.request, _PRIORITY, deadline_s=self._deadline_s)])
         except QueueFullError:
             self._answer(passage, "queue_full")
         else:
@@ -153,7 +154,7 @@ class Jobs:
 
     def _give_up(self, passage: Passage) -> None:
         """It has waited as long as it may. No worker takes its job up any more; one that has it goes on."""
-        self._answer(passage, self._waited_for)
+        self._answer(passage, "upstream_timeout")
 
 
 class Crew(Protocol):

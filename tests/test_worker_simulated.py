@@ -113,9 +113,16 @@ def test_a_full_queue_refuses_and_whoever_waited_long_enough_is_told() -> None:
     ]
     assert records.requests["replied_s"].to_list() == [1.0, 1.5, 1.5, 0.0, 0.0]
     assert records.batches.height == 2  # the third waited too long to be computed, the second was under way
+
+
+def test_a_deadline_drops_what_no_worker_has_begun_and_ends_no_wait() -> None:
+    stage = a_stage(
+        batching={"max_batch_size": 1, "batch_wait_timeout_s": 0.0}, queue={"request_reply_timeout_s": 60.0}
+    )
     own = stage.model_copy(update={"admission": Admission(deadline_s=1.25)})
     records = simulate(own, a_schedule([0.0] * 3), calibration=a_calibration({1: (1.0,)}))
-    assert records.requests["reason"].to_list() == ["", "deadline", "deadline"]
+    assert records.requests["reason"].to_list() == ["", "", "deadline"]  # the second had begun before 1.25 s
+    assert records.requests["replied_s"].to_list() == [1.0, 2.0, 2.0]
 
 
 def test_workers_compete_and_share_a_backlog() -> None:
