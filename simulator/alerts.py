@@ -37,7 +37,7 @@ def readings(stage: Stage, records: Records) -> Iterator[Reading]:
     interval_s = stage.alerts.interval_s
     at_s = np.arange(int(records.window_s / interval_s + 1e-9) + 1, dtype=np.float64)
     at_s *= interval_s
-    ended = _ended(records)
+    ended = _ended(records, hears_of_leaving=_own_door(stage))
     served = ended.filter(pl.col("outcome") == "ok")
     requests = _counted(ended["end_s"], at_s)
     errors = _counted(ended.filter(pl.col("outcome") != "ok")["end_s"], at_s)
@@ -57,12 +57,20 @@ def readings(stage: Stage, records: Records) -> Iterator[Reading]:
         )
 
 
-def _ended(records: Records) -> pl.DataFrame:
+def _own_door(stage: Stage) -> bool:
+    """Whether our own gateway or a jobs API counts the requests; behind nginx it is the replicas that do."""
+    by_gateway = stage.gateway is not None and stage.gateway.engine == "rung"
+    return by_gateway or stage.queue is not None
+
+
+def _ended(records: Records, hears_of_leaving: bool) -> pl.DataFrame:
     """Outcome, end and latency of every request as the stack's first process sees them, which is what it counts.
 
-    That is the gateway, or the only replica. A client that gave up is nothing to it: it answers all the same.
+    A client that gave up is nothing to a replica: it answers all the same. Our gateway and a jobs API hear of it
+    (`hears_of_leaving`), and count such a request neither as answered nor as lost.
     """
-    requests = records.requests.filter(~pl.col("reason").is_in(_UNSEEN), pl.col("reason") != "bad_input")
+    left_out = (*_UNSEEN, "bad_input", *(("client_timeout",) if hears_of_leaving else ()))
+    requests = records.requests.filter(~pl.col("reason").is_in(left_out))
     answered = pl.col("finished_s").is_not_null() & ~pl.col("reason").is_in(["model_error", "upstream_timeout"])
     return requests.select(
         pl.when(answered).then(pl.lit("ok")).otherwise(pl.col("outcome").cast(pl.String)).alias("outcome"),
@@ -106,6 +114,7 @@ def _queue_lengths(requests: pl.DataFrame, at_s: Floats) -> Ints:
 
 
 def _ready_replicas(replicas: pl.DataFrame, at_s: Floats) -> Ints:
-    """How many replicas were ready at each moment."""
-    stopped = replicas.filter(pl.col("stopped_s") < at_s[-1])  # the others outlived the window
-    return _counted(replicas["ready_s"], at_s) - _counted(stopped["stopped_s"], at_s)
+    """How many replicas were ready at each moment; one that was stopped in its cold start never was."""
+    lives = replicas.drop_nulls("ready_s")
+    stopped = lives.filter(pl.col("stopped_s") < at_s[-1])  # the others outlived the window
+    return _counted(lives["ready_s"], at_s) - _counted(stopped["stopped_s"], at_s)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,6 +30,7 @@ from stages.policies.alerting import (
     value,
 )
 from stages.policies.histogram import quantile
+from stages.records import REPLICAS
 from stages.spec import Stage, load_stage
 from tests import hand_made_runs
 from tests.made import Run, a_calibration, a_schedule, a_stage, random_runs
@@ -322,3 +325,32 @@ def test_a_quiet_stage_has_no_alerts() -> None:
 def test_a_rule_that_is_switched_off_is_silent() -> None:
     _, changes = a_bad_minute(queue={"enabled": False})
     assert "queue" not in {change.alert for change in changes}
+
+
+@pytest.mark.parametrize(
+    ("tables", "counted"),
+    [
+        ({}, 3),  # a lone replica answers those who have left, too
+        ({"gateway": {"policy": "round-robin"}}, 2),
+        ({"gateway": {"policy": "round-robin", "engine": "nginx"}}, 3),
+        ({"queue": {}}, 2),
+    ],
+)
+def test_our_own_doors_do_not_count_who_has_left(tables: dict[str, dict[str, Any]], counted: int) -> None:
+    stage = a_stage(
+        alerts={"interval_s": 1.0, "burn_rate": {"enabled": False}},
+        batching={"max_batch_size": 1, "batch_wait_timeout_s": 0.0},
+        traffic={"timeout_s": 1.5},
+        **tables,
+    )
+    records = simulate(stage, a_schedule([0.0, 0.0, 4.0, 6.0]), calibration=a_calibration({1: (1.0,)}))
+    assert records.requests["reason"].to_list() == ["", "client_timeout", "", ""]
+    assert [each.requests for each in readings(stage, records)][-1] == counted
+
+
+def test_a_replica_that_was_stopped_in_its_cold_start_is_not_taken_off_the_others() -> None:
+    stage = a_stage(alerts={"interval_s": 0.5, "burn_rate": {"enabled": False}})
+    records = hand_made_runs.run([(0.6, 1.0, 2)], window_s=2.0)
+    cancelled = pl.DataFrame([(1, hand_made_runs.DEVICE, 0.25, None, 1.0)], schema=REPLICAS, orient="row")
+    records = replace(records, replicas=pl.concat([records.replicas, cancelled]))
+    assert [each.replicas for each in readings(stage, records)] == [1] * 5
