@@ -166,7 +166,7 @@ def _price(row: dict[str, str], path: Path) -> Price:
         provider=row["provider"],
         product=row["product"],
         gpu=row["gpu"],
-        gpu_count=int(count),
+        gpu_count=int(float(count)),  # "1.0" is one, too
         usd_per_hour=float(row["usd_per_hour"]),
         pricing=row["pricing"],
         region=row["region"] or "own",

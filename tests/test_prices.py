@@ -175,3 +175,8 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("RUNG_PRICES", str(tmp_path / "none.csv"))
     with pytest.raises(StageError, match="Correct RUNG_PRICES or --prices"):
         prices()
+
+
+def test_a_count_of_gpus_may_be_written_as_a_decimal(tmp_path: Path) -> None:
+    file = own(tmp_path, HEADER, "me,desk,T4 16GB,2.0,0.4,on-demand,home")
+    assert [row.gpu_count for row in read(file)] == [2]
