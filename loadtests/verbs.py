@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from stages.terminal import Exit, err, fail, overrides, progress, teaching
+from stages.terminal import Exit, at_asked_rate, err, fail, overrides, progress, teaching
 
 if TYPE_CHECKING:
     from loadtests.calibrate import Launch
@@ -53,7 +53,6 @@ def stage_of(
     """
     from reference_apps.registry import pinned
     from stages.spec import load_stage
-    from stages.traffic import at_rate
 
     changed: dict[str, Any] = overrides(pairs)
     if duration_s is not None:
@@ -68,12 +67,7 @@ def stage_of(
         resolved = load_stage(name, changed)
         if pin:
             resolved = pinned(resolved)
-        if rate_rps is None:
-            return resolved
-        try:
-            return resolved.model_copy(update={"traffic": at_rate(resolved.traffic, rate_rps)})
-        except ValueError as error:
-            fail(f"--rate {rate_rps:g}: {error}.", Exit.MISUSED)
+        return resolved if rate_rps is None else at_asked_rate(resolved, rate_rps)
 
 
 def at_rest(stage: Stage, why: str) -> Stage:

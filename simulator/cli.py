@@ -16,6 +16,7 @@ from stages.terminal import (
     JsonOption,
     SetOption,
     StageArgument,
+    at_asked_rate,
     err,
     fail,
     out,
@@ -136,18 +137,13 @@ def simulate(
 
 
 def stage_of(name: str, given: dict[str, Any], rate_rps: float | None, duration_s: float | None) -> Stage:
+    """The stage with an option's rate and duration. Raises StageError."""
     from stages.spec import load_stage
-    from stages.traffic import at_rate
 
     if duration_s is not None:
         given["traffic.duration_s"] = duration_s
     stage = load_stage(name, given)
-    if rate_rps is None:
-        return stage
-    try:
-        return stage.model_copy(update={"traffic": at_rate(stage.traffic, rate_rps)})
-    except ValueError as error:
-        fail(f"--rate {rate_rps:g}: {error}", Exit.MISUSED)
+    return stage if rate_rps is None else at_asked_rate(stage, rate_rps)
 
 
 def calibration_of(path: Path | None) -> Calibration | None:

@@ -11,13 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from stages.problems import StageError
+from stages.problems import Problem, StageError
+
+if TYPE_CHECKING:
+    from stages.spec import Stage
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -95,6 +98,31 @@ def overrides(pairs: Sequence[str] | None) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             result[key.strip()] = value
     return result
+
+
+RATE_MAX_RPS = 1e6  # as of a stage's own rates
+
+
+def at_asked_rate(stage: Stage, rate_rps: float) -> Stage:
+    """The stage with its traffic scaled to the mean rate of --rate. Raises StageError where no run could be made of it.
+
+    It is put in after the stage's rules were asked, and so has to be asked again.
+    """
+    from stages.rules import run_has_requests
+    from stages.traffic import at_rate
+
+    asked = f"--rate {rate_rps:g}"
+    if not 0.0 < rate_rps <= RATE_MAX_RPS:  # so that NaN is refused, too
+        rule = f"must be above 0 and at most {RATE_MAX_RPS:,.0f} requests per second"
+        raise StageError(asked, [Problem("--rate", rule, f"{rate_rps:g}", "No arrivals can be made of it.", "Use 50.")])
+    try:
+        traffic = at_rate(stage.traffic, rate_rps)
+    except ValueError as error:
+        rule = "must be left out where it cannot be scaled"
+        raise StageError(asked, [Problem("--rate", rule, None, f"{error}.", "Leave it out.")]) from None
+    if problems := list(run_has_requests(traffic)):
+        raise StageError(asked, problems)
+    return stage.model_copy(update={"traffic": traffic})
 
 
 def print_json(value: Any) -> None:
