@@ -145,7 +145,7 @@ def _apart(
     config = stage.gateway
     assert config is not None
     came_s, replicas = door.at_gateway_s, stage.fleet.replicas
-    choices = known_choices(config.policy, schedule.items, replicas, seed, config.sticky_load_bound)
+    choices = known_choices(config.policy, schedule.items, replicas, seed, config.load_bound)
     if choices is None:
         return None
     without = stage.model_copy(update={"admission": stage.admission.model_copy(update={"deadline_s": None})})
@@ -156,7 +156,7 @@ def _apart(
         mine, host = np.flatnonzero(choices == number), Host(door.host, seed, number)
         arrived_s[mine] = there_s = host.arrivals_s(came_s[mine])
         log = ahead.serve(without, there_s, device, host)
-        if log.shed.size and config.retries_max and replicas > 1:
+        if log.shed.size and config.retries_max and not config.by_nginx and replicas > 1:
             return None
         batch, place = places(log.sizes)
         served, shed = mine[log.served], mine[log.shed]

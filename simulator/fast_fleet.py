@@ -124,9 +124,9 @@ class Fleet:
         self._most_there = admits.room(0, config.connections_per_replica)
         thrown = first_dice(seed, count).tolist() if config.policy in ("random", "power-of-two") else []
         dice = [(one, two) for one, two in thrown]
-        self._balancer = Balancer(config.policy, seed, config.sticky_load_bound, dice)
+        self._balancer = Balancer(config.policy, seed, config.load_bound, dice)
         self._learns = config.policy in LEARNING
-        self._budget = RetryBudget(config.retry_budget_share)
+        self._budget = RetryBudget(config.budget_share)
         self._noted = 0  # requests that the budget knows of: it is asked only when something is refused
         self._read = 0  # requests that have been read
         self._open = dict.fromkeys(range(len(devices)), 0)  # outstanding of each
@@ -299,7 +299,7 @@ class Fleet:
     def _again(self, now_s: float, request: int, number: int, reason: str) -> bool:
         """Sends a refused request to another replica, if it may; otherwise notes why it was refused."""
         tried = (*self._tried.get(request, ()), number)
-        if len(tried) <= self._config.retries_max and safe_to_retry(reason, sent=True):
+        if len(tried) <= self._config.retries_max and safe_to_retry(reason, sent=True, by_nginx=self._config.by_nginx):
             choosable = {each: count for each, count in self._open.items() if each not in tried}
             if choosable and self._may_retry(now_s):
                 self._tried[request] = tried

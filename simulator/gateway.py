@@ -10,7 +10,8 @@ gateway fills up. A kept answer takes it once, for `hit_busy_s`; one that waits 
 The hops around it are those of low load, less that share. Twin: reference_apps/gateway.py; the decisions are in
 stages/policies, and which replicas there are is in simulator/members.py. A replica that is there passes its probes;
 simulator/probes.py asks where one may not.
-Not modelled: the making of connections, bodies that come late, and keys and TLS beyond what they cost.
+Not modelled: the making of connections, bodies that come late, and keys and TLS beyond what they cost; and of nginx in
+our gateway's place its own ring of keys, and what it takes for a replica's failure.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Gateway:
                 "reply_quantiles_s": less(costs.back_quantiles_s, self._visit_s),
             }
         )
-        self._budget = RetryBudget(config.retry_budget_share)
+        self._budget = RetryBudget(config.budget_share)
         self._passages: list[Passage] = []
         self._waits = Waits(env, self._give_up)
         self.splitter = None if stage.split is None else Splitter(stage, env, seed)
@@ -250,7 +251,8 @@ class Gateway:
         rotation.go_if_done(number)
 
     def _may_be_repeated(self, passage: Passage, reason: str, sent: bool) -> bool:
-        return len(passage.tried) <= self._config.retries_max and safe_to_retry(reason, sent)
+        config = self._config
+        return len(passage.tried) <= config.retries_max and safe_to_retry(reason, sent, config.by_nginx)
 
     def _end(self, passage: Passage, reason: str) -> None:
         self.in_flight -= 1

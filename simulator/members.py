@@ -71,7 +71,7 @@ class Rotation:
         self.members: dict[int, Member] = {}
         self.left: list[tuple[int, Member]] = []
         # One a version of the model: each has its replicas, and a balancer that knows no others.
-        self.pools = {arm: Pool(Balancer(config.policy, seed, config.sticky_load_bound)) for arm in arms_of(stage)}
+        self.pools = {arm: Pool(Balancer(config.policy, seed, config.load_bound)) for arm in arms_of(stage)}
         self._env, self._connections_max = env, config.connections_per_replica
         self._ejections_until_s = -inf
         self._full: set[int] = set()  # those with all the requests that they may have

@@ -8,6 +8,7 @@ How a policy decides is in stages/policies/; read by stages/spec.py alone.
 from __future__ import annotations
 
 import ipaddress
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -26,6 +27,8 @@ Policy = Literal[
 
 # What nginx's free edition does too; its sticky one has no bound on load.
 NGINX_POLICIES: tuple[Policy, ...] = ("round-robin", "random", "least-outstanding", "power-of-two", "sticky")
+# So many times its fair share no replica ever gets.
+_NO_BOUND = 1e9
 
 
 class Fleet(Table):
@@ -64,6 +67,21 @@ class Gateway(Table):
     eject_after: int = Field(3, ge=1, le=1000)  # failed requests in a row
     eject_s: float = Field(5.0, gt=0.0, le=3600.0)
     edge: Edge = Edge()
+
+    @property
+    def by_nginx(self) -> bool:
+        """Whether nginx is the gateway, and not our own."""
+        return self.engine == "nginx"
+
+    @property
+    def load_bound(self) -> float:
+        """Most of its fair share that a replica of `sticky` gets; of nginx so much that it binds nobody."""
+        return _NO_BOUND if self.by_nginx else self.sticky_load_bound
+
+    @property
+    def budget_share(self) -> float:
+        """Most retries as a share of the requests; nginx has no such budget."""
+        return math.inf if self.by_nginx else self.retry_budget_share
 
 
 def is_loopback(host: str) -> bool:

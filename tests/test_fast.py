@@ -12,6 +12,7 @@ from polars.testing import assert_frame_equal
 
 from simulator import fast, fast_fleet, run
 from stages.calibration import Calibration, GatewayCosts
+from stages.fleet import NGINX_POLICIES
 from stages.policies.balancing import Balancer, known_choices, ticket_of
 from stages.records import Records
 from stages.spec import Stage, load_stage, stage_files, with_overrides
@@ -64,6 +65,9 @@ def fleets_without_ties(draw: st.DrawFn) -> tuple[Stage, Calibration | None, int
         del gateway["retry_budget_share"]
     if gateway["policy"] == "sticky":
         gateway["sticky_load_bound"] = draw(st.sampled_from([1.0, 1.25, 10.0]))
+    if gateway["policy"] in NGINX_POLICIES and draw(st.booleans()):
+        unread = ("sticky_load_bound", "retry_budget_share")
+        gateway = {name: value for name, value in gateway.items() if name not in unread} | {"engine": "nginx"}
     stage = a_stage(
         fleet={"replicas": replicas},
         batching={"max_batch_size": size, "batch_wait_timeout_s": draw(st.sampled_from([0.0, 0.003]))},

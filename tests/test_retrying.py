@@ -16,6 +16,12 @@ def test_what_may_be_tried_again() -> None:
     assert {reason for reason in REASONS if safe_to_retry(reason, sent=False)} == sent | {"upstream_timeout"}
 
 
+def test_nginx_repeats_what_was_lost_and_no_refusal() -> None:
+    for sent in (True, False):
+        repeated = {reason for reason in REASONS if safe_to_retry(reason, sent, by_nginx=True)}
+        assert repeated == {"connection", "upstream_lost"}
+
+
 def granted(budget: RetryBudget, now_s: float, wanted: int = 1000) -> int:
     return sum(budget.may_retry(now_s) for _ in range(wanted))
 

@@ -136,7 +136,10 @@ def test_a_refusal_is_tried_on_another_replica_and_counts_its_tries() -> None:
     assert column(requests, "replied_s")[4] == 1.25
 
 
-@pytest.mark.parametrize(("changes", "tries"), [({"retries_max": 0}, 1), ({"retry_budget_share": 0.0}, 1), ({}, 2)])
+@pytest.mark.parametrize(
+    ("changes", "tries"),
+    [({"retries_max": 0}, 1), ({"retry_budget_share": 0.0}, 1), ({"engine": "nginx"}, 1), ({}, 2)],
+)
 def test_what_is_refused_everywhere_is_refused(changes: dict[str, Any], tries: int) -> None:
     requests = run(a_fleet(2, queue=1, **changes), [0.0, 0.0, 0.25, 0.25, 0.5])
     assert column(requests, "reason") == ["", "", "", "", "queue_full"]
@@ -274,6 +277,12 @@ def test_a_key_stays_with_its_replica_while_that_has_room() -> None:
     requests = simulate(stage, schedule, calibration=a_calibration(ALWAYS_S)).requests
     assert requests.group_by("item").agg(pl.col("replica").n_unique())["replica"].to_list() == [1] * 6
     assert requests["replica"].n_unique() > 1
+
+
+@pytest.mark.parametrize(("engine", "replicas"), [("rung", 2), ("nginx", 1)])
+def test_nginx_bounds_no_load_of_a_key(engine: str, replicas: int) -> None:
+    requests = run(a_fleet(2, policy="sticky", engine=engine), [0.0] * 8)
+    assert requests["replica"].n_unique() == replicas
 
 
 # ---- drills, and replicas that come and go -------------------------------------------------------------------

@@ -11,18 +11,23 @@ from collections import deque
 BUDGET_WINDOW_S = 10
 _RETRIES_ALWAYS = 3  # in that time, so that a quiet service may retry at all
 
-# Reasons of stages/records.py. The first two were refusals: the replica did nothing with the request. An answer of
+# Reasons of stages/outcomes.py. The first two were refusals: the replica did nothing with the request. An answer of
 # POST /predict is a pure function of its input, so one that was lost on the way may be computed once more.
 _SAFE = frozenset({"queue_full", "draining", "connection", "upstream_lost"})
+# What our configuration of nginx has it repeat: a refusal would count as a failure of the replica there.
+_SAFE_BY_NGINX = frozenset({"connection", "upstream_lost"})
 
 
-def safe_to_retry(failure: str, sent: bool) -> bool:
+def safe_to_retry(failure: str, sent: bool, by_nginx: bool = False) -> bool:
     """Whether a try that ended with this reason (of `stages.outcomes.REASONS`) may be repeated elsewhere.
 
     `sent` says whether any byte of the request went out. A timeout may be repeated only where nothing did (the
     connection was not made in time): otherwise the replica may be at it still, and a second try doubles the load
     just when there is too much. What the client or the model did wrong (4xx, 500) would only happen again.
+    `by_nginx` says that nginx decides, and not our own gateway.
     """
+    if by_nginx:
+        return failure in _SAFE_BY_NGINX
     return failure in _SAFE or (failure == "upstream_timeout" and not sent)
 
 
