@@ -70,7 +70,8 @@ class ScaledFleet(LaunchedFleet):
             return Sample(at_s)
         held_s = gauges["rung_gateway_outstanding_seconds_total"]
         self._out = {number for number, inside in gauges["rung_gateway_replica_in_rotation"].items() if not inside}
-        arrived = total.requests + gauges["rung_gateway_in_flight"].get(-1, 0.0)
+        # Not what is answered and what is inside: that falls when clients leave, which looks like a gateway begun anew.
+        arrived = gauges["rung_gateway_arrived_total"].get(-1, 0.0)
         if self._asks_replicas:
             replicas = self._asked(held_s)
         else:
@@ -162,7 +163,11 @@ class Autoscaler:
 
 def _by_replica(text: str) -> dict[str, dict[int, float]]:
     """What the gateway tells by name and replica; -1 is for no replica. Raises ValueError for other text."""
-    names = ("rung_gateway_in_flight", "rung_gateway_outstanding_seconds_total", "rung_gateway_replica_in_rotation")
+    names = (
+        "rung_gateway_arrived_total",
+        "rung_gateway_outstanding_seconds_total",
+        "rung_gateway_replica_in_rotation",
+    )
     found: dict[str, dict[int, float]] = {name: {} for name in names}
     families: Iterable[Metric] = text_string_to_metric_families(text)
     for sample in (sample for family in families for sample in family.samples):
