@@ -56,8 +56,21 @@ def labels_are_known(feedback: Feedback | None, model: Model) -> Iterator[Proble
         )
 
 
+def labels_come_in_time(feedback: Feedback | None) -> Iterator[Problem]:
+    """What comes after the window is kept and not counted."""
+    if feedback is not None and feedback.delay_s >= feedback.window_s:
+        yield Problem(
+            "feedback.delay_s",
+            f"must be less than feedback.window_s ({feedback.window_s:g} seconds)",
+            f"{feedback.delay_s:g}",
+            "Every label would come too late to be counted.",
+            "Lower it, or raise feedback.window_s.",
+        )
+
+
 RULES: tuple[Callable[..., Iterator[Problem]], ...] = (
     no_unread_feedback_keys,
     feedback_has_a_gateway,
     labels_are_known,
+    labels_come_in_time,
 )
