@@ -156,7 +156,8 @@ def workload(
         return _checked(_of_trace(plain, trace.expanduser().resolve(), rate_rps, duration_s))
     assert rate_rps is not None
     seconds = duration_s or _duration_s(shape, rate_rps)
-    squeeze = {"diurnal": max(1.0, DAY_S / seconds), "spiky": SPIKE_COMPRESSION * 150.0 / seconds}.get(shape, 1.0)
+    squeezed = {"diurnal": DAY_S / seconds, "spiky": SPIKE_COMPRESSION * 150.0 / seconds}
+    squeeze = max(1.0, squeezed.get(shape, 1.0))  # what lasts longer than in life is not stretched
     return _checked(replace(plain, shape=shape, duration_s=seconds, compression=squeeze))  # type: ignore[arg-type]
 
 

@@ -40,6 +40,13 @@ def test_a_day_and_a_spike_are_squeezed_and_rise_as_said() -> None:
     assert "1.8 times that at noon" in day.in_words
 
 
+@pytest.mark.parametrize("shape", ["steady", "diurnal", "spiky"])
+def test_a_run_that_is_longer_than_life_is_not_stretched(shape: str) -> None:
+    work = workload(20.0, 0.1, shape, duration_s=3600.0 if shape == "spiky" else None)
+    assert work.compression >= 1.0
+    assert work.autoscaler_times()["interval_s"] <= 15.0
+
+
 def test_a_trace_keeps_its_rate_or_takes_another(tmp_path: Path) -> None:
     path = a_trace(tmp_path)  # an hour at 10 a second
     own, faster = workload(None, 0.1, trace=path), workload(40.0, 0.1, trace=path)
