@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from simulator.candidates import FILLS, WAITS, Candidate, Grid, hit_share, replica_rps
+from simulator.candidates import FILLS, REPLICAS_MAX, WAITS, Candidate, Grid, hit_share, most_replicas, replica_rps
 from simulator.offers import BATCHES
 from simulator.search import Tried
 from simulator.workload import SHARE, Workload
@@ -28,11 +28,11 @@ def changes(workload: Workload, own: Candidate) -> list[tuple[str, dict[str, Any
         found.append(("one replica more", {"replicas": own.replicas + 1}))
     if own.target_rps is not None:
         each_rps = replica_rps(own)
-        found += [
-            (f"replicas filled to {fill:.0%}", {"target_rps": fill * each_rps})
-            for fill in FILLS
-            if abs(fill * each_rps / own.target_rps - 1) > 0.01
-        ]
+        for fill in FILLS:
+            target_rps = fill * each_rps
+            most = most_replicas(workload, target_rps)
+            if abs(target_rps / own.target_rps - 1) > 0.01 and (own.least or 1) < most <= REPLICAS_MAX:
+                found.append((f"replicas filled to {fill:.0%}", {"target_rps": target_rps, "replicas": most}))
         if own.least is not None and own.least > 1:
             found.append(("one replica fewer at least", {"least": own.least - 1}))
     if own.max_batch_size > 2:

@@ -37,6 +37,7 @@ FILLS = (0.9, 0.75, 0.6)  # shares of its capacity that an autoscaler gives a re
 TOLERANCE = 0.1  # so near to its target an autoscaler changes nothing
 MOST = 2.2  # times the fewest replicas that could do are tried
 STEPS = 20  # large fleets are tried in steps of a twentieth
+REPLICAS_MAX = 1000  # of an autoscaled fleet, as of any stage
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,6 @@ class Grid:
     candidates: tuple[Candidate, ...]
     refused: dict[str, int]
 
-    @property
-    def considered(self) -> int:
-        """All, the refused too."""
-        return len(self.candidates) + sum(self.refused.values())
-
 
 def candidates(
     workload: Workload,
@@ -120,6 +116,11 @@ def sibling(workload: Workload, rented: Sequence[Offer], candidate: Candidate, *
     price = offer.price_of(count)
     bare = replace(changed, price=price, usd_per_hour=paid_usd_per_hour(price, count), host=None)
     return _with_host(bare, candidate.host)
+
+
+def most_replicas(workload: Workload, target_rps: float) -> int:
+    """The most that an autoscaler may have who gives each replica `target_rps`: what the peak takes, and one more."""
+    return math.ceil(workload.peak_rps / target_rps) + 1
 
 
 def replica_rps(candidate: Candidate) -> float:
@@ -205,12 +206,12 @@ def _autoscaled(workload: Workload, offer: Offer, plain: Candidate, each_rps: fl
     alone = False
     for fill in FILLS:
         target_rps = fill * each_rps
-        most = math.ceil(workload.peak_rps / target_rps) + 1
+        most = most_replicas(workload, target_rps)
         if alone and most == 2:  # this one would never have a second replica either
             continue
         alone = most == 2
         for least in sorted({1, max(1, math.ceil(workload.rate_rps / target_rps))}):
-            if least < most <= 1000:
+            if least < most <= REPLICAS_MAX:
                 fleet = replace(plain, replicas=most, least=least, target_rps=target_rps)
                 count = _least_over_time(workload, fleet)
                 price = offer.price_of(count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator.beside import changes
 from simulator.candidates import Candidate, candidates, hit_share, replica_rps, sibling
 from simulator.offers import Offer, host_of, offers, paid_usd_per_hour
 from simulator.planned_stage import stage_of
@@ -119,6 +121,17 @@ def test_a_sibling_has_the_machine_and_the_cost_of_its_own_size() -> None:
     assert eight.price.gpu_count == 8
     assert eight.usd_per_hour == pytest.approx(eight.price.usd_per_hour + 0.1)
     assert sibling(STEADY, rented, eight, replicas=2) == two
+
+
+def test_a_sibling_that_is_filled_otherwise_may_have_as_many_as_its_peak_takes() -> None:
+    work, rented = workload(4000.0, 0.12, "diurnal"), offers(devices=["t4"])
+    fleet = next(each for each in candidates(work, rented).candidates if each.architecture == "autoscaled")
+    filled = [change for what, change in changes(work, fleet) if "filled" in what]
+    assert len(filled) == 2
+    for change in filled:
+        assert change["replicas"] == math.ceil(work.peak_rps / change["target_rps"]) + 1
+        other = sibling(work, rented, fleet, **change)
+        assert (other.replicas > fleet.replicas) == (other.target_rps < fleet.target_rps)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
