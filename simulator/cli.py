@@ -106,7 +106,7 @@ def simulate(
         one_gpu_cli.tell(resolved, other, measured, json_)
         return
     try:
-        capacity_rps = run.capacity_rps(resolved, measured)
+        capacity_rps, most_rps = run.capacity_rps(resolved, measured), _most_rps(resolved, measured)
     except ValueError as error:
         fail(f"{resolved.name}: {error}", Exit.MISUSED)
     started = time.perf_counter()
@@ -123,9 +123,10 @@ def simulate(
         "requests": count,
         "rate_rps": count / predicted.window_s,
         "capacity_rps": capacity_rps,
+        "capacity_most_rps": most_rps,
         "metrics": metrics.summarise(predicted, resolved.slo.latency_s),
         "bill": bill.document(paid),
-        "notes": _notes(resolved, measured, count / predicted.window_s, capacity_rps),
+        "notes": _notes(resolved, measured, count / predicted.window_s, most_rps),
         "wall_s": wall_s,
         "simulated_rps": count / wall_s,
         "alerts": [asdict(change) for change in alerts.watch(resolved, predicted)],
@@ -168,6 +169,14 @@ def _first_problem(problem: Mapping[str, Any]) -> str:
     return ": ".join([*map(str, problem["loc"]), problem["msg"]])
 
 
+def _most_rps(stage: Stage, calibration: Calibration | None) -> float:
+    """The capacity with as many replicas as an autoscaler may start, in requests per second."""
+    from simulator.run import capacity_rps
+    from stages.capacity import largest
+
+    return capacity_rps(stage.model_copy(update={"fleet": largest(stage.fleet, stage.scaling)}), calibration)
+
+
 def _notes(stage: Stage, calibration: Calibration | None, offered_rps: float, capacity_rps: float) -> list[str]:
     from simulator.run import beyond_calibration
     from stages.bill import caveats
@@ -176,7 +185,7 @@ def _notes(stage: Stage, calibration: Calibration | None, offered_rps: float, ca
     if offered_rps > capacity_rps and stage.traffic.loop == "open" and stage.cache is None:
         notes.append(
             f"{offered_rps:.1f} requests per second are more than the capacity of {capacity_rps:.1f}: "
-            + ("the queue fills and the rest is refused." if stage.queue is None else "jobs wait for more workers.")
+            + ("the queue fills and the rest is refused." if stage.queue is None else "jobs wait longer and longer.")
         )
     return [*notes, *caveats(stage)]
 
@@ -193,9 +202,10 @@ def _print(stage: Stage, result: dict[str, Any], paid: Bill | None) -> None:
     for name, value in result["metrics"].items():
         table.add_row(name, "-" if math.isnan(value) else f"{value:.5g}")
     out.print(f"[bold]{stage.name}[/bold] on {result['device']}, seed {result['seed']}")
+    of_start = f" at the start, at most {result['capacity_most_rps']:.1f}" if stage.scaling is not None else ""
     out.print(
         f"{result['requests']:,} requests in {result['window_s']:g} s, {result['rate_rps']:.1f} per second; "
-        f"capacity {result['capacity_rps']:.1f} per second"
+        f"capacity {result['capacity_rps']:.1f} per second{of_start}"
     )
     out.print(table)
     if paid is not None:

@@ -227,6 +227,7 @@ def capacity_rps(stage: Stage, calibration: Calibration | None = None) -> float:
 
     A replica's is the best of n / (service time + gap) over batch sizes n. What a cache answers comes on top; the loop
     of a queue's jobs API counts like a gateway's. With [split] neither arm may be given more than it can do.
+    With [scaling] it is that of the replicas that the stage starts with.
     Raises ValueError when nothing says how long a batch takes.
     """
     fleet_rps = _fleet_rps(stage, calibration)

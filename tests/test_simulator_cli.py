@@ -61,6 +61,15 @@ def test_a_rate_above_capacity_is_simulated_and_said() -> None:
     assert found["metrics"]["shed_share"] > 0.3  # type: ignore[index]
 
 
+def test_what_an_autoscaler_may_start_counts_before_it_is_said_to_be_too_little() -> None:
+    short = ("autoscaled", "--duration", 20, "--set", "traffic.rate.spike_start_s=5")
+    followed, beyond = (as_json(*short, "--rate", rate) for rate in (150, 600))
+    assert (followed["capacity_rps"], followed["capacity_most_rps"]) == pytest.approx((81.5, 489.0), abs=0.05)
+    assert "more than the capacity" not in str(followed["notes"])
+    assert "more than the capacity of 489.0" in str(beyond["notes"])
+    assert "capacity 81.5 per second at the start, at most 489.0" in rung_simulate(*short).stdout
+
+
 def test_a_calibration_is_read_and_its_limits_are_said(tmp_path: Path) -> None:
     file = tmp_path / "calibration.json"
     calibration.write(a_calibration({1: (0.02,)}, send_quantiles_s=(0.004,)), file)
