@@ -63,7 +63,8 @@ class CachedPath:
             self._hand_on(passage.key)
             return
         for waiting in self._cache.store(passage.key, self._kept_bytes, self._env.now):
-            self._loop.do(self._hit_s / 2, partial(self._share, waiting))
+            if not waiting.over:  # who was refused, or waits no more, takes none of the loop's time
+                self._loop.do(self._hit_s / 2, partial(self._share, waiting))
 
     def _share(self, waiting: Passage) -> None:
         """The leader's answer is this one's, too, if it is still waited for."""
@@ -73,6 +74,8 @@ class CachedPath:
     def _hand_on(self, key: int | str) -> None:
         """Whoever waited longest for the answer to `key` has it computed."""
         waiting = self._cache.failed(key)
+        while waiting is not None and waiting.over:
+            waiting = self._cache.failed(key)
         if waiting is not None:
             self._loop.do(self._hit_s / 2, partial(self._lead, waiting))
 

@@ -212,6 +212,17 @@ def test_a_long_line_of_leaders_that_fail_is_worked_off() -> None:
     assert set(column(requests, "gateway_out_s")) == {2.0}
 
 
+def test_who_was_refused_while_waiting_takes_none_of_the_loops_time() -> None:
+    """Six wait for the first one's answer, and five of them have no room: only one shares it, in 0.25 s at 4 s."""
+    stage = a_cached_stage(gateway={"max_in_flight": 2})
+    calibration = costing(a_calibration({1: (4.0,)}), hit_busy_s=0.5)
+    requests = run(stage, *[(0.0, 5)] * 7, (4.125, 5), calibration=calibration).requests
+    assert column(requests, "cache") == ["miss", *["joined"] * 6, "hit"]
+    assert column(requests, "reason") == ["", "", *["gateway_full"] * 5, ""]
+    assert column(requests, "gateway_out_s")[1] == 4.25
+    assert column(requests, "gateway_out_s")[-1] == 4.75
+
+
 # ---- against theory ------------------------------------------------------------------------------------------
 
 RATE_RPS, ITEMS, DURATION_S = 100.0, 400, 24.0
