@@ -127,9 +127,10 @@ def _overview(stage: Stage) -> dict[str, Any]:
 
 def _capacity(stage: Stage) -> FleetCapacity | None:
     """What all replicas carry, once there are as many as there may be."""
+    from stages.arms import model_of
     from stages.capacity import fleet_capacity, largest
 
-    factor = stage.model.known.service_time_factor
+    factor = model_of(stage, "champion").known.service_time_factor
     return fleet_capacity(stage.device, stage.batching, largest(stage.fleet, stage.scaling), factor)
 
 

@@ -34,6 +34,7 @@ from stages.capacity import fleet_capacity, largest
 from stages.demand import SpikeRate, StepRate, TraceRate, Traffic
 from stages.feedback import Feedback
 from stages.fleet import Fleet
+from stages.model_facts import ModelFacts
 from stages.problems import Problem, StageError, did_you_mean, shown
 from stages.queue import Queue
 from stages.scaling import Scaling
@@ -268,15 +269,18 @@ def rate_is_below_capacity(
     scaling: Scaling | None,
     cache: Cache | None,
     traffic: Traffic,
+    split: Split | None,
     overload: Any,
 ) -> Iterator[Problem]:
     """More work than the devices can do is an error with its arithmetic, unless the stage says that it is meant.
 
-    What a cache leaves for the devices is known when it has run: nothing is said of it here.
+    What a cache leaves for the devices is known when it has run: nothing is said of it here. With [split] it is the
+    champion's devices that must carry all, since a challenger may be stopped.
     """
     if cache is not None:
         return
-    factor, rate_rps = model.known.service_time_factor, _mean_rate_rps(traffic)
+    facts = model.known if split is None else split.champion_facts or ModelFacts()
+    factor, rate_rps = facts.service_time_factor, _mean_rate_rps(traffic)
     capacity = fleet_capacity(device, batching, largest(fleet, scaling), factor)
     if overload is not True and capacity is not None and rate_rps is not None and rate_rps >= capacity.rps:
         more = "batching.max_batch_size" if capacity.replicas == 1 else "the number of replicas"

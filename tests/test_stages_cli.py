@@ -92,6 +92,12 @@ def test_show_as_json_has_the_stage_and_what_it_amounts_to() -> None:
     assert shown["capacity_rps"] == pytest.approx(1 / 0.012658)
 
 
+def test_a_slow_champion_carries_less() -> None:
+    own = as_json("show", "ab-test")["capacity_rps"]
+    slow = ("--set", "split.champion_facts.service_time_factor=4", "--set", "overload=true")
+    assert as_json("show", "ab-test", *slow)["capacity_rps"] == pytest.approx(own / 4)
+
+
 def test_a_wrong_stage_is_told_on_stderr_and_ends_with_2() -> None:
     result = run("show", "single-vm", "--set", "batching.max_batch_size=0", "--json", code=Exit.MISUSED)
     assert result.stdout == ""
