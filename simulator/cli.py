@@ -86,7 +86,7 @@ def simulate(
     if (backlog, deadline, workers, spot, interruptions) != (None, None, None, False, None):
         from simulator import night_cli
 
-        others = rate is not None or duration is not None or out_ is not None or beside is not None
+        others = rate is not None or duration is not None or out_ is not None or beside is not None or bool(beside_set)
         night = night_cli.night_of(resolved, backlog, deadline, workers, spot, interruptions, others)
         night_cli.tell(resolved, night, measured, seed, json_)
         return

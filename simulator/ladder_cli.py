@@ -154,7 +154,7 @@ def _check(p95: float, requests: float, users: int, years: float, kwh: float, us
     bounds: tuple[tuple[str, float | None, float, str], ...] = (
         ("--p95", p95, 60.0, "Use 0.25 for 250 ms."),
         ("--requests", requests, 1e4, "Use 20."),
-        ("--users", float(users), 1e8, "Use 10000000."),
+        ("--users", float(users), 1e7, "Use 10000000."),
         ("--years", years, 100.0, "Use 4."),
         ("--kwh", kwh, 100.0, "Use 0.15."),
         ("--used", used, 1.0, "Use 1.0 for a GPU that never rests."),

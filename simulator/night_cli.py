@@ -47,8 +47,8 @@ def night_of(
         )
     if beside:
         fail(
-            "--backlog: stands in for traffic, got --rate, --duration, --out or --beside with it. Nothing reads them. "
-            "Leave them out.",
+            "--backlog: stands in for traffic, got --rate, --duration, --out, --beside or --beside-set with it. Nobody "
+            "reads them. Leave them out.",
             Exit.MISUSED,
         )
     if stage.queue is None:

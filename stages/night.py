@@ -16,6 +16,7 @@ from stages.prices import find, prices
 
 WORKERS_MAX = 1000
 BACKLOG_MAX = 10_000_000
+DEADLINE_MAX_S = 115 * 86_400.0
 INTERRUPTIONS_PER_HOUR_MAX = 60.0
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -32,10 +33,8 @@ class Night:
 
     def __post_init__(self) -> None:
         if not 1 <= self.backlog <= BACKLOG_MAX:
-            raise ValueError(
-                f"--backlog: must be 1 to {BACKLOG_MAX} jobs, got {self.backlog}. There would be no night's work. "
-                "Use 20000."
-            )
+            follows = "There would be no night's work" if self.backlog < 1 else "They would not fit into memory"
+            raise ValueError(f"--backlog: must be 1 to {BACKLOG_MAX:,} jobs, got {self.backlog}. {follows}. Use 20000.")
         if not 0.0 <= self.interruptions_per_hour <= INTERRUPTIONS_PER_HOUR_MAX:
             raise ValueError(
                 f"--interruptions: must be 0 to {INTERRUPTIONS_PER_HOUR_MAX:g} an hour of each machine, got "
@@ -47,10 +46,10 @@ def seconds_of(text: str) -> float:
     """Seconds of "8h", "30m", "45s", "1d" or "90". Raises ValueError in words."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
     seconds = float(found[1]) * _UNITS_S[found[2]] if found else 0.0
-    if not 0.0 < seconds <= 1e7:
+    if not 0.0 < seconds <= DEADLINE_MAX_S:
         raise ValueError(
-            f"--deadline: must be a time of more than 0 seconds, got {text!r}. Nothing could be late. "
-            "Use 8h, 30m or 45s."
+            "--deadline: must be a time of more than 0 seconds and at most 115 days, "
+            f"got {text!r}. Nothing could be late. Use 8h, 30m or 45s."
         )
     return seconds
 

@@ -161,6 +161,7 @@ def test_the_verb_writes_and_prints_its_ladder(tmp_path: Path, monkeypatch: pyte
         (["--requests", "1"], "--requests: must be at least 2 a day"),
         (["--used", "1.5"], "--used: must be above 0 and at most 1"),
         (["--users", "0"], "--users: must be above 0"),
+        (["--users", "10000001"], "--users: must be above 0 and at most 1e+07"),
         (["--buy", "T5=3"], "--buy: must be a GPU of the price list"),
         (["--devices", "t5"], "--devices: must be devices of the catalogue"),
     ],

@@ -187,9 +187,9 @@ def test_times_are_read(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0h", "8 hours", "-1s", "h", "1e9h"])
+@pytest.mark.parametrize("text", ["", "0h", "8 hours", "-1s", "h", "1e9h", "200d"])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="--deadline: must be a time"):
+    with pytest.raises(ValueError, match="--deadline: must be a time of more than 0 seconds and at most 115 days"):
         seconds_of(text)
 
 
@@ -230,13 +230,15 @@ def test_the_verb_prints_a_table_and_json() -> None:
     ("arguments", "said"),
     [
         (["single-vm", "--backlog", "10"], "needs a stage with a [queue]"),
-        (["queued", "--backlog", "0"], "--backlog: must be 1 to"),
+        (["queued", "--backlog", "0"], "must be 1 to 10,000,000 jobs, got 0. There would be no night's work"),
+        (["queued", "--backlog", "20000000"], "got 20000000. They would not fit into memory"),
         (["queued", "--deadline", "8h"], "got no --backlog"),
         (["queued", "--backlog", "10", "--deadline", "soon"], "--deadline: must be a time"),
         (["queued", "--backlog", "10", "--workers", "none"], "--workers: must be"),
         (["queued", "--backlog", "10", "--interruptions", "1"], "got no --spot"),
         (["queued", "--backlog", "10", "--spot", "--interruptions", "1e6"], "--interruptions: must be 0 to 60"),
         (["queued", "--backlog", "10", "--rate", "5"], "stands in for traffic"),
+        (["queued", "--backlog", "10", "--beside-set", "model.memory_gib=6"], "stands in for traffic"),
         (["queued", "--backlog", "200000"], "queue.max_depth: must be at least the backlog"),
         (["queued", "--backlog", "10", "--spot", "--set", "cost="], "cost: is required for --spot"),
     ],
