@@ -143,8 +143,9 @@ def assumptions(plan: Plan) -> Iterator[str]:
     yield "Device times: NVIDIA's own figures for each batch size, without what a server takes around them."
     if not plan.calibrated:
         yield "No calibration: sockets, decoding and the gateway take no time. Give one with --calibration."
-    replications = "one replication" if choice is None else f"{choice.replications} replications"
-    yield f"Intervals: 95 %, Student's t over {replications} with common random numbers."
+    shown = choice or plan_without_choice(plan)
+    if shown is not None and shown.replications > 1:
+        yield f"Intervals: 95 %, Student's t over {shown.replications} replications with common random numbers."
 
 
 def document(plan: Plan) -> dict[str, Any]:

@@ -130,9 +130,13 @@ def test_where_nothing_can_be_in_time_it_says_what_came_nearest() -> None:
     assert "Arithmetic leaves nothing to try." in words
     assert "a full batch alone takes longer than p95" in words
     assert plan_without_choice(found) is None
+    assert not any("Student's t" in line for line in plan_words.assumptions(found))
     tight = Planner(workload(79.0, 0.0135, duration_s=2.0), offers(devices=[T4]), replications=2).plan(("single-vm",))
     assert tight.choice is None
     assert "The nearest: single-vm" in " ".join(plan_words.answer(tight))
+    nearest = plan_without_choice(tight)
+    assert nearest is not None
+    assert f"over {nearest.replications} replications" in " ".join(plan_words.assumptions(tight))
 
 
 def test_the_plan_in_plain_values_is_json(planned: Plan) -> None:
