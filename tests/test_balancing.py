@@ -6,11 +6,13 @@ import math
 from collections import Counter
 from typing import get_args
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.fleet import Policy
+from stages.policies import balancing
 from stages.policies.balancing import (
     Balancer,
     Latencies,
@@ -74,6 +76,14 @@ def test_the_dice_follow_the_ticket_of_a_request_whatever_came_before(policy: Po
     assert chosen == [other.choose(0, idle, 0.0, ticket_of(7, number)) for number in range(2000)]
     assert chosen != [one.choose(0, idle, 0.0, ticket_of(8, number)) for number in range(2000)]
     assert all(400 < count < 600 for count in Counter(chosen).values())
+
+
+def test_the_dice_of_a_very_long_schedule_are_thrown_alike_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = balancing.first_dice(91, 8)
+    monkeypatch.setattr(balancing, "_DICE_KEPT", 4)
+    before = balancing._kept_dice.cache_info()
+    assert np.array_equal(balancing.first_dice(91, 8), kept)
+    assert balancing._kept_dice.cache_info() == before
 
 
 def test_the_least_outstanding_are_taken_in_turn() -> None:

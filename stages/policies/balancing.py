@@ -28,6 +28,7 @@ POINTS_PER_REPLICA = 100  # on the ring of `sticky`: shares of the keys then dif
 LATENCY_MEMORY_S = 10.0  # of `latency-weighted`: the time constant of its averages
 _DRAWS = 1024
 _KEYS_KNOWN = 20_000
+_DICE_KEPT = 2_000_000  # draws of longer schedules are thrown anew each time, and not kept in memory
 # Policies that look at how the tries before ended.
 LEARNING: tuple[Policy, ...] = ("latency-weighted", "learned")
 
@@ -160,12 +161,18 @@ def known_choices(
 
 def first_dice(seed: int, count: int) -> NDArray[np.float64]:
     """The two draws of each of the requests 0 to `count` - 1, a row each: what a `Balancer` throws for them."""
+    if count > _DICE_KEPT:
+        return _thrown(seed, count)
     return _kept_dice(seed, 1 << max(0, count - 1).bit_length())[:count]
 
 
 @lru_cache(maxsize=16)
 def _kept_dice(seed: int, count: int) -> NDArray[np.float64]:
     """They are kept: a sweep asks for the same ones at every point."""
+    return _thrown(seed, count)
+
+
+def _thrown(seed: int, count: int) -> NDArray[np.float64]:
     texts = (f"request {ticket_of(seed, number)}".encode() for number in range(count))
     digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
     draws = np.frombuffer(b"".join(digests), dtype=">u4").astype(np.float64).reshape(-1, 2) / 2**32
