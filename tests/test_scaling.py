@@ -356,6 +356,12 @@ def test_a_scrape_comes_before_the_decision_of_the_same_moment() -> None:
     ]
 
 
+def test_looks_that_fall_together_but_for_their_last_bit_are_one() -> None:
+    looks = list(itertools.islice(timetable(a_scaling(interval_s=0.3, scrape_interval_s=0.1)), 7))
+    assert looks[3] == (0.3, True, True)  # and not a decision just before its scrape: 3 * 0.1 is above 0.3
+    assert [at_s for at_s, _, _ in looks] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+
+
 @pytest.mark.parametrize(("window_s", "samples"), [(15.0, 2), (30.0, 3), (40.0, 4)])
 def test_a_window_is_counted_in_scrapes(window_s: float, samples: int) -> None:
     assert samples_of(a_scaling(window_s=window_s)) == samples

@@ -91,9 +91,12 @@ class Scaler:
 
 
 def timetable(scaling: Scaling) -> Iterator[tuple[float, bool, bool]]:
-    """When to look, for ever: (seconds after the start, to scrape, to decide). A scrape comes before a decision."""
-    scrapes = ((n * scaling.scrape_interval_s, "scrape") for n in itertools.count())
-    decisions = ((n * scaling.interval_s, "decide") for n in itertools.count(1))
+    """When to look, for ever: (seconds after the start, to scrape, to decide). A scrape comes before a decision.
+
+    Moments are rounded to nanoseconds, so that those which are the same but for their last bit are one look.
+    """
+    scrapes = ((round(n * scaling.scrape_interval_s, 9), "scrape") for n in itertools.count())
+    decisions = ((round(n * scaling.interval_s, 9), "decide") for n in itertools.count(1))
     for at_s, due in itertools.groupby(heapq.merge(scrapes, decisions), key=lambda look: look[0]):
         what = {name for _, name in due}
         yield at_s, "scrape" in what, "decide" in what
