@@ -20,7 +20,7 @@ class _Part(BaseModel):
 
 
 class ServiceTimes(_Part):
-    """Device time of batches of one size: evenly spaced quantiles of the sample, from the least to the most."""
+    """Device time of batches of one size: n quantiles of the sample, at (i + ½) / n for i from 0."""
 
     batch_size: int = Field(ge=1)
     quantiles_s: tuple[float, ...] = Field(min_length=1)
@@ -67,7 +67,7 @@ class GatewayCosts(_Part):
 
 
 class Calibration(_Part):
-    """One machine, one model, one device. `service_times` is empty for an emulated device: its profile says it."""
+    """One machine, one model, one device. Without `service_times` an emulated device takes those of its profile."""
 
     stage: str
     machine: str

@@ -20,7 +20,7 @@ from stages.split import Guardrails
 
 PERCENTILE = 0.95  # of the latency that a guardrail bounds
 
-# Reasons of stages/records.py that say nothing of an arm: the client's fault, its leaving, and a gateway that is full.
+# Reasons of stages/outcomes.py that say nothing of an arm: the client's fault, its leaving, and a gateway that is full.
 _NOT_THE_ARMS = frozenset({"bad_input", "client_timeout", "gateway_full"})
 _TIMED_OUT = frozenset({"deadline", "upstream_timeout"})
 
@@ -56,7 +56,7 @@ class Guard:
         self._late_after_s = slo_latency_s if limits is None or limits.latency_s is None else limits.latency_s
 
     def ended(self, arm: str, reason: str, latency_s: float) -> None:
-        """Counts a request that came to its end `latency_s` after it was read; reasons are those of stages.records."""
+        """Counts a request that came to its end `latency_s` after it was read; reasons are those of stages.outcomes."""
         if reason in _NOT_THE_ARMS:
             return
         counts = self.arms[arm]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-# Reasons of stages/records.py for which the replica is to blame. A full queue is load, bad input is the client's, and
+# Reasons of stages/outcomes.py for which the replica is to blame. A full queue is load, bad input is the client's, and
 # a replica that drains says so by itself.
 _REPLICAS_FAULT = frozenset({"connection", "model_error", "upstream_lost", "upstream_timeout"})
 
