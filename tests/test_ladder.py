@@ -33,7 +33,7 @@ STAGES = ("single-vm", "micro-batched", "load-balanced", "queued")
 def climbed() -> Ladder:
     """Three levels, with short runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ladders, "REQUESTS", 1200)
+        patch.setattr(ladders, "REQUESTS", 600)
         patch.setattr(ladders, "SHORTEST_S", 5.0)
         patch.setattr("simulator.candidates.BATCHES", (1, 8, 32))
         rented = offers(devices=[T4])
