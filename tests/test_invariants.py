@@ -201,7 +201,7 @@ def leaves_the_moment_it_may(stage: Stage, host: HostCosts, records: Records) ->
         free_s, first = finished_s + host.between_batches_s, first + size
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(random_runs(), st.sampled_from([ahead.serve, serve_by_event]))
 def test_random_stages_keep_every_invariant(run: Run, serve: Serve) -> None:
     stage, schedule, calibration = run
@@ -215,14 +215,14 @@ def test_the_projects_stages_keep_every_invariant(load: float, seed: int, name: 
     check(check_stage, None, simulate(check_stage, seed=seed))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(random_fleets(), st.integers(0, 2**32))
 def test_random_fleets_keep_every_invariant(run: Run, seed: int) -> None:
     stage, schedule, calibration = run
     check(stage, calibration, simulate(stage, schedule, calibration=calibration, seed=seed))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(random_fleets(refusing=False), st.integers(0, 2**32))
 def test_a_gateway_that_refuses_nobody_answers_everybody(run: Run, seed: int) -> None:
     stage, schedule, calibration = run
@@ -232,7 +232,7 @@ def test_a_gateway_that_refuses_nobody_answers_everybody(run: Run, seed: int) ->
     assert set(records.requests["tries"]) <= {1}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(random_runs())
 def test_a_gateway_that_costs_nothing_before_one_replica_changes_nothing(run: Run) -> None:
     stage, schedule, calibration = run
@@ -286,7 +286,7 @@ def queue_area_s(stage: Stage, calibration: Calibration | None, arrivals_s: np.n
     return area_s, replica
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(random_runs())
 def test_littles_law_holds_exactly_for_the_queue(run: Run) -> None:
     """Over a run that ends empty, the length integrated over time is the sum of all waits: L·T = (λT)·W."""
@@ -334,7 +334,7 @@ def gateway_areas_s(run: Run, seed: int) -> tuple[float, dict[int, float], Simul
     return inside_s, outstanding_s, gateway
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(random_fleets(refusing=False), st.integers(0, 2**32))
 def test_littles_law_holds_exactly_for_the_gateway_and_each_replica(run: Run, seed: int) -> None:
     """Over a run that ends empty, requests inside integrated over time are the sum of their times inside."""

@@ -66,7 +66,7 @@ def assert_same(one: Records, other: Records, **tolerance: Any) -> None:
     assert_frame_equal(one.replicas, other.replicas, **tolerance)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(random_runs() | random_runs(largest=1, refusing=False))
 def test_going_ahead_is_bit_for_bit_the_event_driven_replica(run: Run) -> None:
     stage, schedule, calibration = run

@@ -48,7 +48,7 @@ def as_replayed(log: ReplicaLog) -> Replayed:
 
 
 @pytest.mark.parametrize("serve", [ahead.serve, serve_by_event], ids=["ahead", "by event"])
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(run=random_runs())
 def test_both_batchers_make_the_same_batches(run: Run, serve: Serve) -> None:
     stage, schedule, calibration = run
@@ -91,7 +91,7 @@ GATEWAYS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     scripts=st.lists(st.lists(REPLIES, min_size=1, max_size=12), min_size=1, max_size=4),
     gateway=GATEWAYS,
@@ -119,7 +119,7 @@ SPLITS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     scripts=st.lists(st.lists(REPLIES, min_size=1, max_size=12), min_size=3, max_size=4),
     gateway=GATEWAYS,
