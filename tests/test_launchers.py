@@ -86,7 +86,7 @@ class Load:
         self.stopping = threading.Event()
 
     def ask(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False) as client:
+        with httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False, verify=False) as client:
             while not self.stopping.is_set():
                 try:
                     answer = self.post(client)
