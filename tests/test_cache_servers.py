@@ -42,7 +42,9 @@ def on_server(
     """A gateway whose cache is at that address, and in use unless it cannot be."""
     monkeypatch.setenv("RUNG_CACHE_URL", url)
     folder.mkdir(exist_ok=True)
-    with fleet(folder, 1, cache_store="redis", **{"cache_timeout_s": 1.0, "cache_down_s": 0.2} | overrides) as made:
+    if used:  # of each answer of the server, too
+        monkeypatch.setattr("reference_apps.cache_stores.CONNECT_TIMEOUT_S", 10.0)
+    with fleet(folder, 1, cache_store="redis", **{"cache_timeout_s": 10.0, "cache_down_s": 0.2} | overrides) as made:
         if used:
             assert wait_until(lambda: up(made), PATIENCE_S)
         yield made
@@ -56,6 +58,12 @@ def up(made: Fleet) -> bool:
     return store._up
 
 
+def in_store(made: Fleet) -> bool:
+    """Whether all answers are in the store, as far as the gateway knows: until then it answers with what it sent."""
+    assert made.gateway.cached is not None
+    return not made.gateway.cached._cache._flights
+
+
 def errors(made: Fleet) -> float:
     return made.counts()["rung_cache_store_errors_total"]
 
@@ -65,6 +73,7 @@ def test_answers_are_kept_on_a_server(tmp_path: Path, monkeypatch: pytest.Monkey
         assert [had(post(made)) for _ in range(3)] == ["miss", "hit", "hit"]
         assert asked(made) == [1]
         assert errors(made) == 0
+        assert wait_until(lambda: in_store(made), PATIENCE_S)
         assert [key.startswith(PREFIX) for key in server.values] == [True]
         assert "rung_cache_bytes" not in made.counts()  # the server keeps count
 
@@ -83,13 +92,15 @@ def test_a_server_that_was_never_there_is_a_miss(tmp_path: Path, monkeypatch: py
             if how == "gone":
                 server.start()
             assert wait_until(lambda: up(made), PATIENCE_S)
-            assert [had(post(made)) for _ in range(2)] == ["miss", "hit"]
+            assert wait_until(lambda: had(post(made)) == "hit", PATIENCE_S)
 
 
 def test_a_server_that_is_slow_is_a_miss_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = {"cache_timeout_s": 0.5, "cache_down_s": 3600.0}
-    with fake_redis() as server, on_server(tmp_path, server.url, monkeypatch, **slow) as made:
+    with fake_redis() as server, on_server(tmp_path, server.url, monkeypatch, cache_down_s=3600.0) as made:
         assert [had(post(made)) for _ in range(2)] == ["miss", "hit"]
+        assert wait_until(lambda: in_store(made), PATIENCE_S)
+        store: Any = made.gateway.cached._store  # type: ignore[union-attr]
+        monkeypatch.setattr(store, "_config", store._config.model_copy(update={"timeout_s": 0.5}))
         server.how = "wait"
         before = server.looks()
         responses = [post(made) for _ in range(10)]
@@ -102,6 +113,7 @@ def test_a_server_that_is_slow_is_a_miss_and_left_alone(tmp_path: Path, monkeypa
 def test_a_server_that_dies_and_comes_back_costs_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_redis() as server, on_server(tmp_path, server.url, monkeypatch) as made:
         assert [had(post(made)) for _ in range(2)] == ["miss", "hit"]
+        assert wait_until(lambda: in_store(made), PATIENCE_S)
         server.stop()
         responses = [post(made, b"%d" % number) for number in range(10)]
         assert [(response.status_code, had(response)) for response in responses] == [(200, "miss")] * 10
@@ -114,10 +126,7 @@ def test_a_server_that_dies_and_comes_back_costs_no_request(tmp_path: Path, monk
 def test_what_others_wrote_there_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_redis() as server, on_server(tmp_path, server.url, monkeypatch) as made:
         post(made)
-        path = made.gateway.cached
-        assert path is not None
-        # Until the gateway knows that it is there, it answers with what it sent.
-        assert wait_until(lambda: bool(server.values) and not path._cache._flights, PATIENCE_S)
+        assert wait_until(lambda: bool(server.values) and in_store(made), PATIENCE_S)
         for key in server.values:
             server.values[key] = b"something else"
         again = post(made)
@@ -205,7 +214,8 @@ def test_answers_age_on_a_server(real: str, tmp_path: Path, monkeypatch: pytest.
 def launched(real: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessLauncher]:
     """A stage with a cache on a server of its own, as its launcher starts it."""
     del real  # which says that there is a server to start
-    stage = load_stage("load-balanced", RUN | {"cache.policy": "lru", "cache.store": "redis", "cache.down_s": 0.2})
+    cached = {"cache.policy": "lru", "cache.store": "redis", "cache.down_s": 0.2}
+    stage = load_stage("load-balanced", RUN | cached | {"fleet.replicas": 1})
     with ProcessLauncher(stage, tmp_path_factory.mktemp("launched")) as launcher:
         yield launcher
 
