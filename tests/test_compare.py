@@ -1,4 +1,4 @@
-"""The whole product once: calibrate, run both worlds, and the report that comes of it."""
+"""The whole product once: both worlds run by a calibration that was made up, and the report that comes of it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from loadtests.compare import at_load
 from rung import app
 from simulator.run import simulate
 from stages import calibration, catalogue, records
+from stages.calibration import Calibration
 from stages.spec import Stage, device_label, load_stage
 from stages.traffic import schedule
 from tests.conftest import Rung
@@ -31,13 +32,22 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("in_numpy")]
 
 @contextmanager
 def once(runs: Path) -> Iterator[None]:
-    """What is busy beside a test is not waited out: nothing is run again for it, and the curve has few points."""
+    """Nothing is calibrated or warmed up, which tests/test_calibrate.py does for real, and the curve has few points."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUNG_RUNS", str(runs))
-        patch.setattr(calibrate, "FOREIGN_CPU_MAX_OF_ATTEMPT", (1.0,))
+        patch.setattr(calibrate, "calibrate", as_its_profile)
+        patch.setattr(compare, "_warm_up", lambda *_: None)
         patch.setattr(compare, "CURVE_LOADS", (0.3, 0.9, 1.2))
-        patch.setattr(compare, "CURVE_REQUESTS", 20_000)
+        patch.setattr(compare, "CURVE_REQUESTS", 5_000)
         yield
+
+
+def as_its_profile(stage: Stage, folder: Path, **_: Any) -> Calibration:
+    """A calibration that says of the device what its profile says, and a millisecond for each way."""
+    profile = catalogue.profiles()[str(stage.device.profile)]
+    times_s = {size: (profile.service_time_s(size),) for size in range(1, stage.batching.max_batch_size + 1)}
+    made = a_calibration(times_s, send_quantiles_s=(0.001,), reply_quantiles_s=(0.001,))
+    return made.model_copy(update={"device": device_label(stage), "stage": stage.name})
 
 
 @pytest.fixture(scope="module")
