@@ -163,8 +163,10 @@ def back_s(start_s: float) -> float:
     return noticed_s() + supervisor.restart_pause_s(1) + joined_s(start_s)
 
 
-def predict(point: Stage, plan: Plan, calibration: Calibration | None, start_s: float) -> list[Run]:
-    """What the simulator says of the same schedule and failure, for every phase of the gateway's probes."""
+def predict(
+    point: Stage, plan: Plan, calibration: Calibration | None, start_s: float, probes: int = PHASES
+) -> list[Run]:
+    """What the simulator says of the same schedule and failure, for so many phases of the gateway's probes."""
     failure: Failure | Restart
     if plan.restart:
         failure = Restart(plan.at_s, joined_s(start_s))
@@ -173,7 +175,7 @@ def predict(point: Stage, plan: Plan, calibration: Calibration | None, start_s: 
         kind: Any = plan.failure
         failure = Failure(kind, plan.replica, plan.at_s, lasts_s, plan.factor, noticed_s())
     arrivals, crashing = schedule(point.traffic), crash_positions(point)
-    phases = [(n + 0.5) / PHASES for n in range(PHASES)]
+    phases = [(n + 0.5) / probes for n in range(probes)]
     return [
         _as_run(drilled(point, arrivals, failure, calibration, probe_phase=p, crash_position=crashing), plan)
         for p in phases

@@ -43,14 +43,18 @@ def outage(found: Drilled, replica: int = 0) -> tuple[float, float]:
     return figures.outage_s(found.looks, replica, AT_S)
 
 
-@cache
 def a_drill(kind: str, void: str | None = None) -> Drill:
-    """A drill whose real run was the prediction for one phase of the probes."""
+    """A drill whose real run was the prediction for one of three phases of the probes."""
+    return replace(_drilled(kind), void=void)
+
+
+@cache
+def _drilled(kind: str) -> Drill:
     stage, _ = a_fleet()
     plan = Plan(kind, 0, AT_S, FOR_S, 10.0, 0.5, True)
     phases = phases_of(stage, plan, 2.0)
-    predicted = predict(stage, plan, None, 2.0)
-    return Drill(stage, plan, phases, predicted[0], predicted, 2.0, void, [], "a machine", "rung drill", "today")
+    predicted = predict(stage, plan, None, 2.0, probes=3)
+    return Drill(stage, plan, phases, predicted[0], predicted, 2.0, None, [], "a machine", "rung drill", "today")
 
 
 def row(found: Drill, name: str) -> Row:

@@ -28,8 +28,10 @@ from simulator.workload import workload
 from stages import records
 from stages.spec import Stage, device_label, load_stage, mean_rate_rps
 from tests.made import a_calibration
+from tests.no_warm_up import no_warm_up
 from tests.planned import T4
 
+__all__ = ["no_warm_up"]
 pytestmark = pytest.mark.usefixtures("in_numpy")
 
 
@@ -165,6 +167,7 @@ def test_a_stretched_trace_has_the_same_requests(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("no_warm_up")
 def test_a_plan_is_held_against_the_real_stack(tmp_path: Path) -> None:
     """One replica at 50 a second for two seconds: planned, predicted and measured stand side by side."""
     work = workload(50.0, 0.1, duration_s=2.0)

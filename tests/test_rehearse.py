@@ -41,9 +41,11 @@ from stages.traffic import schedule
 from tests.conftest import PATIENCE_S
 from tests.fake_replicas import Fleet
 from tests.made import a_calibration
+from tests.no_warm_up import no_warm_up
 from tests.registries import two_versions
 from tests.test_splitter import arms
 
+__all__ = ["no_warm_up"]
 pytestmark = pytest.mark.usefixtures("in_numpy")
 
 NEVER = Out("", "it was not stopped", math.nan, math.nan, math.nan, math.nan)
@@ -151,12 +153,15 @@ def test_the_versions_themselves_say_which_inputs_they_are_right_on(
     assert rehearsed(stage, arrivals, KNOWN, right=lambda arm, item: True).stopped is None
 
 
+@pytest.mark.usefixtures("no_warm_up")
 def test_one_that_crashes_is_out_for_real_where_it_is_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Processes, Locust, a registry, the control file, the alert: all of it, for three seconds."""
     two_versions(tmp_path, monkeypatch)
-    stage = pinned(quick(split__challenger="crashing", gateway__eject_after=1000, fleet__replicas=1))
+    # On a machine that is busy for a moment nobody is called ill.
+    health = {"gateway__eject_after": 1000, "gateway__unhealthy_after": 100}
+    stage = pinned(quick(split__challenger="crashing", fleet__replicas=1, **health))
     assert stage.split is not None and stage.split.challenger_facts is not None
     assert stage.split.challenger_facts.crash_share == 1.0
     earlier = tmp_path / "run" / "stack" / "split"
