@@ -76,7 +76,7 @@ def assert_batches_are_those_of_the_answers(records: Records) -> None:
 
 
 def test_the_record_is_the_schedule_and_what_became_of_it(micro_batched: Served, tmp_path: Path) -> None:
-    stage = under(micro_batched.stage, 100.0, 2.0)
+    stage = under(micro_batched.stage, 100.0, 1.0)
     (tmp_path / "rows-7.parquet").write_text("of a run that had this folder before")
     seconds: list[float] = []
     loaded = fire(
@@ -91,12 +91,12 @@ def test_the_record_is_the_schedule_and_what_became_of_it(micro_batched: Served,
     assert_batches_are_those_of_the_answers(records)
     assert records.batches["batch_size"].max() > 1  # type: ignore[operator]  # they were in flight together
     assert records.replicas["device"].to_list() == ["a device"]
-    assert records.window_s == 2.0
+    assert records.window_s == 1.0
     assert loaded.check.fired_share == 1.0
     assert 0.0 <= loaded.check.lag_s_p50 <= loaded.check.lag_s_p99
     assert loaded.check.generator_cpu_share > 0.0
     assert seconds == sorted(seconds)
-    assert seconds[-1] > 2.0
+    assert seconds[-1] > 1.0
 
 
 def test_two_processes_fire_every_request_once(micro_batched: Served, tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_two_processes_fire_every_request_once(micro_batched: Served, tmp_path: 
     assert shares(loaded.records) == {("ok", "")}
     assert_times_are_in_order(loaded.records)
     assert loaded.check.fired_share == 1.0
-    began_s, ended_s = ([float(getattr(part["sent_s"], end)()) for part in parts] for end in ("min", "max"))
-    assert max(began_s) < min(ended_s), "neither waited until the other was done"
+    began_s = {json.loads((tmp_path / f"rows-{worker}.json").read_text())["began_s"] for worker in (0, 1)}
+    assert len(began_s) == 1, "both fire by one clock: neither waited until the other was done"
 
 
 def test_a_client_gives_up_or_is_refused(slow: Served, tmp_path: Path) -> None:
@@ -172,6 +172,9 @@ def test_a_run_through_a_gateway_has_every_replica_and_every_hop(
     monkeypatch.setenv("SOME_KEYS", "0123456789abcdef")
     profiles = ["t4-resnet50-fp16-pytorch", "v100-resnet50-fp32-pytorch"]
     changes = {"device.slowdown": 1.0, "fleet.profiles": profiles, "gateway.edge.api_keys_env": "SOME_KEYS"}
+    # On a machine that is busy for a moment nobody is refused, and nobody is tried elsewhere.
+    changes |= {"gateway.unhealthy_after": 100, "gateway.eject_after": 1000, "gateway.connect_timeout_s": 10.0}
+    changes |= {"admission.max_queue_length": 10_000}
     stage = under(load_stage("load-balanced", changes | {"gateway.policy": "sticky", "overload": True}), 100.0, 2.0)
     with ProcessLauncher(stage, tmp_path / "stack") as launcher:
         pids = launcher.pids
@@ -204,11 +207,10 @@ def closed(stage: Stage, users: int, think_time_s: float, duration_s: float, see
     return with_overrides(stage, left_out | {f"traffic.{key}": value for key, value in loop.items()})
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_users_wait_for_their_answers(micro_batched: Served, tmp_path: Path, processes: int) -> None:
+def test_users_of_two_processes_wait_for_their_answers(micro_batched: Served, tmp_path: Path) -> None:
     users = 5
     stage = closed(micro_batched.stage, users, 0.02, 1.0)
-    loaded = fire(stage, micro_batched.url, tmp_path, device="x", processes=processes)
+    loaded = fire(stage, micro_batched.url, tmp_path, device="x", processes=2)
     requests = loaded.records.requests
     assert shares(loaded.records) == {("ok", "")}
     assert requests["request"].to_list() == list(range(requests.height))
@@ -259,16 +261,14 @@ def test_locust_by_hand_finds_the_stage_that_is_up(runs: Path, micro_batched: Se
     with micro_batched.client() as client:
         before = len(client.get("/batches").json())
         done = run(locust("--stage", "micro-batched", "--run-time", "2s"))
-        # On a machine that is busy for a moment the queue of 64 is full, which Locust calls failures.
-        assert done.returncode == 0 or "queue_full" in done.stderr, done.stderr
+        assert done.returncode == 0, done.stderr
         assert len(client.get("/batches").json()) > before, done.stderr
     assert "Traceback" not in done.stderr
     assert "POST     /predict" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("more", [[], ["--processes", "2"]])
-def test_locust_by_hand_says_what_to_do_when_nothing_is_up(runs: Path, more: list[str]) -> None:
-    done = run(locust("--stage", "micro-batched", *more))
+def test_locust_by_hand_says_what_to_do_when_nothing_is_up(runs: Path) -> None:
+    done = run(locust("--stage", "micro-batched", "--processes", "2"))
     assert done.returncode != 0
     told = (
         "micro-batched: is not up and no --host was given. Start it with `rung up micro-batched`, or give --host URL."
@@ -278,20 +278,10 @@ def test_locust_by_hand_says_what_to_do_when_nothing_is_up(runs: Path, more: lis
     assert processes_of(runs) == []
 
 
-def test_locust_by_hand_refuses_a_stage_that_is_none(runs: Path) -> None:
-    done = run(locust("--stage", "micro-batchd", "--host", DEAD))
-    assert done.returncode == 2
-    assert "Did you mean 'micro-batched'?" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("more", [[], ["--processes", "2"]])
-def test_the_generator_ends_with_whoever_started_it(runs: Path, more: list[str]) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, *locust("--stage", "micro-batched", "--host", DEAD, "--guarded", *more)],
-        cwd=ROOT,
-    )
-    assert wait_until(lambda: len(processes_of(runs)) == (4 if more else 2), PATIENCE_S)
+def test_the_generator_ends_with_whoever_started_it(runs: Path) -> None:
+    words = ["--stage", "micro-batched", "--host", DEAD, "--guarded", "--processes", "2"]
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, *locust(*words)], cwd=ROOT)
+    assert wait_until(lambda: len(processes_of(runs)) == 4, PATIENCE_S)
     time.sleep(0.5)  # until it is in the midst of it
     parent.send_signal(signal.SIGKILL)
     parent.wait()
