@@ -20,9 +20,14 @@ demo: .venv/ready  ## load a real service, predict it, compare the two: about a 
 	@$(BIN)/rung compare micro-batched --short --loads 0.2,0.5,0.8,0.95,1.2 --repeat 2 --out runs/demo \
 		--set device.slowdown=4 --set traffic.rate.rate_rps=110 --set batching.batch_wait_timeout_s=0.02 --set slo.latency_s=0.4 || [ $$? -eq 3 ]
 
+# The tests start some three hundred processes of ours, each of which would compile the same modules anew, were nothing
+# kept: the environment may say so, and what is changed is compiled once before.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A host that is shared can take the processor away for seconds from tests that run the real stack, three at a time. What
 # failed so is told, and runs once more with nothing beside it; what is broken fails there too.
-TESTS := $(BIN)/python -m pytest -q -n 3 --dist loadfile || { [ $$? -eq 1 ] && echo "Once more, one at a time, what failed:" && \
+TESTS := $(BIN)/python -m compileall -q stages simulator reference_apps loadtests rung.py; \
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile || { [ $$? -eq 1 ] && echo "Once more, one at a time, what failed:" && \
 	$(BIN)/python -m pytest -q --last-failed --last-failed-no-failures none; }
 
 test: .venv/ready-dev  ## run the tests, as CI does: within 10 minutes on 2 cores

@@ -22,7 +22,7 @@ from tests.broker_processes import LARGE, end, the_queue
 from tests.conftest import PATIENCE_S, ROOT
 from tests.redis_server import RedisServer, redis_server
 
-KILLS = 4
+KILLS = 2
 SEED = 7
 
 
@@ -100,7 +100,7 @@ def drained(broker: Broker, stored: bool) -> list[str]:
 def test_each_job_goes_to_one_of_many_processes(server: RedisServer | None, tmp_path: Path) -> None:
     with opened(tmp_path) as broker, contextlib.ExitStack() as stack:
         ids = [one.job for _ in range(10) for one in broker.put([NewJob(b"job")] * 50)]
-        processes = [stack.enter_context(started("compete", tmp_path)) for _ in range(3)]
+        processes = [stack.enter_context(started("compete", tmp_path)) for _ in range(2)]
         for process in processes:
             assert process.process.wait(PATIENCE_S) == 0, (tmp_path / "errors.txt").read_text()
         claimed = [job for process in processes for job in process.jobs("claimed")]

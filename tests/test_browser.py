@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from loadtests import report
-from tests.conftest import Served
+from tests.conftest import serving
 from tests.test_report import a_comparison
 
 CHROMIUM = shutil.which("chromium")
@@ -27,8 +27,10 @@ def browse(url: str, folder: Path, *what: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
-def test_the_apis_pages_are_drawn_without_a_network(micro_batched: Served, tmp_path: Path) -> None:
-    page = browse(f"{micro_batched.url}/docs", tmp_path, "--dump-dom")
+@pytest.mark.usefixtures("in_numpy")
+def test_the_apis_pages_are_drawn_without_a_network(tmp_path: Path) -> None:
+    with serving("micro-batched", tmp_path / "stack") as served:
+        page = browse(f"{served.url}/docs", tmp_path, "--dump-dom")
     for drawn_by_script in ("One input, one answer", "Prometheus metrics", "/batches"):
         assert drawn_by_script in page
 

@@ -356,6 +356,7 @@ def test_processor_time_is_asked_of_the_gateway_and_is_nothing_without_one() -> 
 def test_an_unequal_fleet_is_calibrated_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kind alone, then one replica behind the gateway, then its cache: few and short runs, rough figures."""
     monkeypatch.setattr(calibrate, "FOREIGN_CPU_MAX_OF_ATTEMPT", (1.0,))
+    monkeypatch.setattr(calibrate, "IDLE_S", 0.5)
     profiles = ["t4-resnet50-fp16-pytorch", "a100-resnet50-tf32-tensorflow"]
     fleet = {"fleet.profiles": profiles, "overload": True, "batching.max_batch_size": 2, "device.slowdown": 2.0}
     stage = load_stage("load-balanced", fleet | {"cache.policy": "lru"})

@@ -181,6 +181,7 @@ def test_a_long_id_is_cut_and_a_strange_record_is_no_error(written: list[dict[st
     assert "reason" not in written[0]
 
 
+@pytest.mark.usefixtures("in_numpy")
 def test_a_replica_writes_json_and_names_the_request(tmp_path: Path) -> None:
     with serving("single-vm", tmp_path, {"logs.requests": "all"}) as served, served.client() as client:
         bad = client.post(

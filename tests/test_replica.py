@@ -20,7 +20,10 @@ from typing import Any
 
 import httpx
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from reference_apps import serve
 from reference_apps.asking import wait_until
 from reference_apps.models import load_inputs, load_model
 from stages.spec import load_stage
@@ -108,9 +111,10 @@ def test_the_batches_that_were_run_can_be_asked_for(micro_batched: Served) -> No
     assert [row[0] for row in everything] == list(range(len(everything)))
 
 
+@pytest.mark.usefixtures("in_numpy")
 def test_the_first_two_stages_differ_in_their_stage_file_alone(micro_batched: Served, tmp_path: Path) -> None:
     with serving("single-vm", tmp_path) as single:
-        tables = [served.stage.model_dump() for served in (single, micro_batched)]
+        tables = [stage.model_dump() for stage in (single.stage, load_stage("micro-batched", {"overload": True}))]
         differ = {key for key in tables[0] if tables[0][key] != tables[1][key]}
         assert differ == {"name", "title", "question", "grown_from", "batching", "traffic"}
         sizes = [{Record.of(r).batch_size for r in all_at_once(s.url, as_raw(20))} for s in (single, micro_batched)]
@@ -156,6 +160,7 @@ def test_the_metrics_agree_with_what_was_sent(micro_batched: Served) -> None:
     assert after["rung_queue_depth"] == after["rung_queue_age_seconds"] == 0.0
 
 
+@pytest.mark.usefixtures("in_numpy")
 def test_sigterm_under_load_leaves_nobody_without_an_answer(tmp_path: Path) -> None:
     # 16 of the 30 are on the device at once; the others would wait a minute for company, if nothing happened.
     patient = {"batching.max_batch_size": 16, "batching.batch_wait_timeout_s": 60.0, "slo.latency_s": 61.0}
@@ -173,19 +178,27 @@ def test_sigterm_under_load_leaves_nobody_without_an_answer(tmp_path: Path) -> N
             client.get("/healthz")
 
 
+def test_a_replica_whose_port_is_taken_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "reference_apps.serve", "--stage", "micro-batched", "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 2
+    assert f"port {port} of 127.0.0.1: cannot be listened on" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--stage", "micro-batchd"], "micro-batchd: 1 problem\n  stage: must be the name of a stage, its file"),
-        (["--stage", "micro-batched", "--port", "{taken}"], "port {taken} of 127.0.0.1: cannot be listened on"),
         (["--stage", "micro-batched", "--port", "70000"], "65535"),
     ],
 )
-def test_a_replica_that_cannot_be_served_says_so(words: list[str], said: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "reference_apps.serve", *(word.format(taken=port) for word in words)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S, check=False)
-    assert done.returncode == 2
-    assert said.format(taken=port) in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_replica_that_is_asked_for_what_cannot_be_says_so(words: list[str], said: str) -> None:
+    """In this process: it ends before it does anything to it."""
+    app = typer.Typer()
+    app.command()(serve.main)
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, type(done.exception)) == (2, SystemExit)
+    assert said in done.stderr
