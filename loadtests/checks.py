@@ -62,12 +62,16 @@ def why_void(check: SelfCheck, beside_s: float, beside: str = "service time") ->
         reasons.append(f"Only {check.fired_share:.1%} of the schedule was fired, under {FIRED_SHARE_MIN:.0%}.")
     if check.generator_cpu_share > GENERATOR_CPU_MAX:
         reasons.append(f"The generator took {check.generator_cpu_share:.0%} of a core, over {GENERATOR_CPU_MAX:.0%}.")
-    if check.foreign_cpu_share > FOREIGN_CPU_MAX:
-        reasons.append(
-            f"The host was busy with something else: {check.foreign_cpu_share:.0%} of its cores, over "
-            f"{FOREIGN_CPU_MAX:.0%}."
-        )
+    if (busy := host_was_busy(check.foreign_cpu_share)) is not None:
+        reasons.append(busy)
     return " ".join(reasons) or None
+
+
+def host_was_busy(foreign_cpu_share: float) -> str | None:
+    """Why a run must not be trusted on whose machine others had that share of the cores; None when it may be."""
+    if foreign_cpu_share <= FOREIGN_CPU_MAX:
+        return None
+    return f"The host was busy with something else: {foreign_cpu_share:.0%} of its cores, over {FOREIGN_CPU_MAX:.0%}."
 
 
 def other_clock(records: Records) -> bool:

@@ -6,7 +6,6 @@ Stage ─▶ stage.toml, payloads.npz ─▶ locust (a process of its own) ─�
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
@@ -19,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from loadtests import payloads, raw_rows
 from loadtests.checks import SelfCheck, self_check
+from loadtests.host_cpu import HostCpu, StackCpu
 from reference_apps.asking import open_url
 from reference_apps.launchers.member import Life
 from stages.arms import arm_of
@@ -72,8 +70,8 @@ def fire(
     for stale in folder.glob("rows[-.]*"):  # of a run that had this folder before
         stale.unlink()
     command = _command(stage, url, folder, processes)
-    stack = _StackCpu(pids if callable(pids) else lambda: pids)
-    before = _Cpu.now(stack)
+    stack = StackCpu(pids if callable(pids) else lambda: pids)
+    before = HostCpu.now(stack)
     limit_s = stage.traffic.duration_s + stage.traffic.timeout_s + 60.0
     log = folder / "locust.log"
     with log.open("wb") as output:
@@ -88,7 +86,7 @@ def fire(
         locust.wait()
         if locust.stdin is not None:
             locust.stdin.close()  # the generator watches this pipe: had we died, it would have ended
-    after = _Cpu.now(stack, generator_s)
+    after = HostCpu.now(stack, generator_s)
     try:
         fired = raw_rows.read(folder / "rows.parquet", processes)
     except OSError as error:
@@ -165,7 +163,7 @@ def _await(
     limit_s: float,
     beginning: _Beginning,
     on_second: Callable[[float], None],
-    stack: _StackCpu,
+    stack: StackCpu,
 ) -> float:
     """Waits until the generator has ended; gives the processor seconds that it took, with its workers."""
     began_s = time.monotonic()
@@ -220,45 +218,3 @@ class _Beginning:
         if not self._told and self._path.exists():
             self._told = True
             self._on_begin(float(self._path.read_text(encoding="utf-8")))
-
-
-class _StackCpu:
-    """Processor seconds of the stack's processes, which may come and go: of one that is gone, what was last seen."""
-
-    def __init__(self, pids: Callable[[], Sequence[int]]) -> None:
-        self._pids = pids
-        self._processes: dict[int, psutil.Process] = {}
-        self._seen_s: dict[int, float] = {}
-
-    def look(self) -> float:
-        """The sum so far."""
-        for pid in self._pids():
-            with contextlib.suppress(psutil.Error):
-                if pid not in self._processes:
-                    self._processes[pid] = psutil.Process(pid)
-                times = self._processes[pid].cpu_times()
-                self._seen_s[pid] = times.user + times.system
-        return sum(self._seen_s.values())
-
-
-@dataclass(frozen=True)
-class _Cpu:
-    """Processor seconds so far: of the whole machine, and of our processes."""
-
-    wall_s: float
-    busy_s: float
-    ours_s: float
-
-    @classmethod
-    def now(cls, stack: _StackCpu, generator_s: float = 0.0) -> _Cpu:
-        """Of ours are this process, the stack, and a generator that has ended and took so many processor seconds."""
-        total = psutil.cpu_times()
-        busy_s = sum(total) - total.idle - getattr(total, "iowait", 0.0)
-        busy_s -= getattr(total, "guest", 0.0) + getattr(total, "guest_nice", 0.0)  # counted in user already
-        own = os.times()
-        return cls(time.monotonic(), busy_s, own.user + own.system + generator_s + stack.look())
-
-    def foreign_share(self, later: _Cpu) -> float:
-        """The share of all cores between the two looks that went to others."""
-        capacity_s = (later.wall_s - self.wall_s) * (psutil.cpu_count() or 1)
-        return max(0.0, (later.busy_s - self.busy_s) - (later.ours_s - self.ours_s)) / capacity_s

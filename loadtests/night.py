@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from loadtests.host_cpu import HostCpu, StackCpu
 from loadtests.load import LoadError
 from reference_apps.broker import NewJob
 from reference_apps.envelope import pack, sealed
@@ -37,6 +38,7 @@ LOOK_S, COUNT_S = 0.05, 0.25
 # Given up when nothing has been stored for so long, beyond a cold start and a lease.
 STALL_S = 120.0
 Progress = Callable[[str, float, float], None]  # what is done now, jobs done, jobs in all
+OnHost = Callable[[float], None]  # the share of the machine's cores that others had
 
 
 @dataclass
@@ -52,15 +54,23 @@ class Rented:
 
 
 def work_off(
-    stage: Stage, night: Night, workers: int, folder: Path, seed: int, on_progress: Progress = lambda *_: None
+    stage: Stage,
+    night: Night,
+    workers: int,
+    folder: Path,
+    seed: int,
+    on_progress: Progress = lambda *_: None,
+    on_host: OnHost = lambda _: None,
 ) -> Worked:
     """One night for real. Times count from the moment at which the machines are ordered, in seconds.
+
+    `on_host` hears once what share of the machine's cores others had meanwhile.
 
     Raises LaunchError when the stack does not start, and LoadError when nothing goes on any more.
     """
     with backlogged(stage, night.backlog, folder, on_progress) as (launcher, store, ids):
         crew = Crew(stage, launcher, workers, seed, night.interruptions_per_hour)
-        until_done(crew.step, store, night.backlog, stage, on_progress)
+        on_host(until_done(crew.step, launcher, store, night.backlog, on_progress))
         finished_s, dead = told(store, ids, crew.began_at)
         done_s = finished_s[-1] if finished_s else inf
         return Worked(done_s, crew.end(done_s), len(finished_s) - dead, dead, crew.interruptions, finished_s)
@@ -156,9 +166,17 @@ def put(stage: Stage, store: JobStore, backlog: int, on_progress: Progress) -> l
     return ids
 
 
-def until_done(step: Callable[[], None], store: JobStore, backlog: int, stage: Stage, on_progress: Progress) -> None:
-    """Until every job has its result; `step` is called often. Raises LoadError when nothing goes on any more."""
+def until_done(
+    step: Callable[[], None], launcher: Launcher, store: JobStore, backlog: int, on_progress: Progress
+) -> float:
+    """Until every job has its result; `step` is called often. Gives the share of the cores that others had meanwhile.
+
+    Raises LoadError when nothing goes on any more.
+    """
+    stage = launcher.stage
     assert stage.queue is not None
+    stack = StackCpu(lambda: launcher.pids)
+    before_cpu = HostCpu.now(stack)
     patience_s = STALL_S + stage.queue.lease_s + (stage.scaling.cold_start.total_s if stage.scaling else 0.0)
     before, since_s, counted_s = 0, time.monotonic(), 0.0
     while before < backlog:
@@ -166,6 +184,7 @@ def until_done(step: Callable[[], None], store: JobStore, backlog: int, stage: S
         now_s = time.monotonic()
         if now_s - counted_s >= COUNT_S:
             counted_s = now_s
+            stack.look()
             # A job that died without a word has no result; nobody is there to write one but the jobs API.
             done = sum(store.results.counts().values())
             on_progress(f"Working off {backlog:,} jobs", float(done), float(backlog))
@@ -177,6 +196,7 @@ def until_done(step: Callable[[], None], store: JobStore, backlog: int, stage: S
                 f"{patience_s:.0f} s. See the workers' logs in the run's folder."
             )
         time.sleep(LOOK_S)
+    return before_cpu.foreign_share(HostCpu.now(stack))
 
 
 def told(store: JobStore, ids: list[str], began_at: float) -> tuple[tuple[float, ...], int]:

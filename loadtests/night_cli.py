@@ -56,6 +56,7 @@ def night(
     from loadtests import night as nights
     from loadtests import night_report
     from loadtests.calibrate import machine
+    from loadtests.checks import host_was_busy
     from loadtests.night_scaled import work_off_scaled
     from reference_apps.up import fresh_folder
     from simulator.night import Worked, work_off
@@ -72,25 +73,29 @@ def night(
     first = resolved.traffic.seed if seed is None else seed
     kept = folder or fresh_folder(f"night-{resolved.name}")
     measured: list[Worked] = []
+    foreign: list[float] = []
     predicted: list[Worked] = []
     with failures(), bar() as on_progress:
         for number in range(repeat):
             own = kept / f"night-{number + 1}"
             if count is None:
-                measured.append(work_off_scaled(resolved, asked, own, on_progress))
+                measured.append(work_off_scaled(resolved, asked, own, on_progress, foreign.append))
                 predicted.append(predicted_scaled(resolved, backlog, calibration, first, keep_times=True))
             else:
                 rate = asked.interruptions_per_hour
-                measured.append(nights.work_off(resolved, asked, count, own, first, on_progress))
+                measured.append(nights.work_off(resolved, asked, count, own, first, on_progress, foreign.append))
                 predicted.append(work_off(resolved, backlog, count, calibration, first, rate, keep_times=True))
     command = shlex.join(["rung", *sys.argv[1:]])
-    found = night_report.Nights(resolved, backlog, count, asked.spot, measured, predicted, machine(), command)
+    void = [host_was_busy(share) for share in foreign]
+    found = night_report.Nights(resolved, backlog, count, asked.spot, measured, predicted, machine(), command, void)
     path, picture = night_report.write(found, kept)
     if json_:
         print_json(night_report.document(found) | {"report": str(path)})
-        return
-    night_report.print_table(found, out)
-    out.print(f"Picture: {picture}", highlight=False)
+    else:
+        night_report.print_table(found, out)
+        out.print(f"Picture: {picture}", highlight=False)
+    if not found.sound:
+        fail("Every night is void: see the reasons above. Quiet the machine.", Exit.VOID)
 
 
 def _check(stage: Stage, asked: Night) -> None:

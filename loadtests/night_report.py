@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,7 +51,10 @@ LAGS = ("wanted_lag_s", "ready_lag_s")
 
 @dataclass(frozen=True)
 class Nights:
-    """What a report is made of: as many nights of each world, with so many workers, or None of an autoscaler's."""
+    """What a report is made of: as many nights of each world, with so many workers, or None of an autoscaler's.
+
+    `void` says of each real night why it must not be trusted; such nights count only where all are void.
+    """
 
     stage: Stage
     backlog: int
@@ -61,6 +64,20 @@ class Nights:
     predicted: list[Worked]
     machine: str
     command: str
+    void: list[str | None] = field(default_factory=list)
+
+    @property
+    def sound(self) -> list[tuple[Worked, Worked]]:
+        """The nights that may be trusted, measured and predicted."""
+        pairs = list(zip(self.measured, self.predicted, strict=True))
+        return [pair for pair, why in zip(pairs, self.void or [None] * len(pairs), strict=True) if why is None]
+
+    @property
+    def counted(self) -> tuple[list[Worked], list[Worked]]:
+        """The nights that the figures are of, measured and predicted: the sound ones, or all where none is."""
+        if not self.sound:
+            return self.measured, self.predicted
+        return [real for real, _ in self.sound], [ours for _, ours in self.sound]
 
     @property
     def title(self) -> str:
@@ -76,8 +93,9 @@ def rows(nights: Nights) -> Iterator[dict[str, Any]]:
     """
     workers = nights.workers or AUTOSCALED
     of: dict[str, Any] = {"stage": nights.stage.name, "backlog": nights.backlog, "workers": workers}
+    measured, predicted = nights.counted
     for metric, figure in _figures(nights).items():
-        real, ours = sorted(map(figure, nights.measured)), median(map(figure, nights.predicted))
+        real, ours = sorted(map(figure, measured)), median(map(figure, predicted))
         middle = median(real)
         error = (ours - middle) / middle if middle else (0.0 if ours == middle else None)
         values: dict[str, Any] = {"metric": metric, "measured": middle, "predicted": ours, "error": error}
@@ -86,7 +104,7 @@ def rows(nights: Nights) -> Iterator[dict[str, Any]]:
     if nights.workers is None:
         lags["wanted_lag_s"] = wanted
     for metric, steps in lags.items():
-        found = [_lag_s(one, other, steps) for one, other in zip(nights.measured, nights.predicted, strict=True)]
+        found = [_lag_s(one, other, steps) for one, other in zip(measured, predicted, strict=True)]
         values = {"metric": metric, "measured": None, "predicted": None, "error": max(found)}
         yield of | values | {"spread_low": min(found), "spread_high": max(found)}
 
@@ -164,6 +182,8 @@ def document(nights: Nights) -> dict[str, Any]:
             same_share(ready(one), ready(other), min(_end_s(one), _end_s(other))) for one, other in pairs
         ),
         "bill": {world: [asdict(item) for item in _items(nights, several)] for world, several in worlds.items()},
+        "void": None if nights.sound else nights.void[0],
+        "void_runs": [{"repeat": n, "why": why} for n, why in enumerate(nights.void) if why is not None],
         "caveats": list(caveats(nights.stage, taken_away=True)),
     }
 
@@ -259,6 +279,9 @@ def print_table(nights: Nights, console: Console) -> None:
 
 def _notes(nights: Nights) -> Iterator[str]:
     scaling = nights.stage.scaling
+    for number, why in enumerate(nights.void):
+        if why is not None:
+            yield f"Night {number + 1} is void{' and counts for nothing' if nights.sound else ''}. {why}"
     if nights.workers is None and scaling is not None:
         yield f"A lag is held to one scrape interval ({scaling.scrape_interval_s:g} s)."
     if told := bill_in_words(_items(nights, nights.measured)):

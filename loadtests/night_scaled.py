@@ -14,7 +14,7 @@ from pathlib import Path
 
 from loadtests import scaling_rows
 from loadtests.load import LoadError
-from loadtests.night import LOOK_S, STALL_S, Progress, backlogged, told, until_done
+from loadtests.night import LOOK_S, STALL_S, OnHost, Progress, backlogged, told, until_done
 from loadtests.tending import Tending, tended
 from reference_apps.launchers.launcher import Launcher
 from simulator.night import Machine, Worked
@@ -22,8 +22,16 @@ from stages.night import Night
 from stages.spec import Stage
 
 
-def work_off_scaled(stage: Stage, night: Night, folder: Path, on_progress: Progress = lambda *_: None) -> Worked:
+def work_off_scaled(
+    stage: Stage,
+    night: Night,
+    folder: Path,
+    on_progress: Progress = lambda *_: None,
+    on_host: OnHost = lambda _: None,
+) -> Worked:
     """One night for real. Times count from the moment at which the backlog is there, in seconds.
+
+    `on_host` hears once what share of the machine's cores others had until all was done.
 
     Raises LaunchError when the stack does not start or cannot be kept up, and LoadError when nothing goes on any more.
     """
@@ -34,7 +42,7 @@ def work_off_scaled(stage: Stage, night: Night, folder: Path, on_progress: Progr
     ):
         began_s, began_at = time.monotonic(), time.time()
         tending.begin(began_s)
-        until_done(tending.check, store, night.backlog, stage, on_progress)
+        on_host(until_done(tending.check, launcher, store, night.backlog, on_progress))
         on_progress("Sending the workers away", float(night.backlog), float(night.backlog))
         _until_few(launcher, tending, stage)
         finished_s, dead = told(store, ids, began_at)

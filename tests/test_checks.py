@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from loadtests import load
+from loadtests import host_cpu, load
 from loadtests.checks import SelfCheck, other_clock, self_check, why_void
 from loadtests.raw_rows import SCHEMA, Fired
 from reference_apps.asking import wait_until
@@ -100,11 +100,11 @@ def test_a_run_that_fired_nothing_is_void(due: int) -> None:
 
 def test_a_replica_that_ends_during_the_run_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a child of this process: once it is waited for, all its life stands in the sum of our children."""
-    stack, children_s = load._StackCpu(lambda: ()), 0.0
-    monkeypatch.setattr(load.os, "times", lambda: os.times_result((1.0, 1.0, children_s, children_s, 0.0)))
-    before = load._Cpu.now(stack)
+    stack, children_s = host_cpu.StackCpu(lambda: ()), 0.0
+    monkeypatch.setattr(host_cpu.os, "times", lambda: os.times_result((1.0, 1.0, children_s, children_s, 0.0)))
+    before = host_cpu.HostCpu.now(stack)
     children_s = 1000.0
-    assert load._Cpu.now(stack, 2.5).ours_s - before.ours_s == 2.5, "the generator's"
+    assert host_cpu.HostCpu.now(stack, 2.5).ours_s - before.ours_s == 2.5, "the generator's"
 
 
 @pytest.mark.parametrize(("code", "status"), [("sum(range(10**6))", 0), ("raise SystemExit(3)", 3)])

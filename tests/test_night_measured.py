@@ -38,7 +38,8 @@ PACED = {
 @pytest.mark.parametrize("broker", ["sqlite", "redis"])
 def test_all_of_it_is_done(tmp_path: Path, broker: str) -> None:
     stage = queued(**PACED, queue__broker=broker)
-    worked = nights.work_off(stage, Night(BACKLOG, (2,)), 2, tmp_path, seed=1)
+    foreign: list[float] = []
+    worked = nights.work_off(stage, Night(BACKLOG, (2,)), 2, tmp_path, seed=1, on_host=foreign.append)
     ours = predicted(stage, BACKLOG, 2, None, seed=1, keep_times=True)
     assert (worked.stored, worked.dead, worked.interruptions) == (BACKLOG, 0, 0) == (ours.stored, ours.dead, 0)
     for each in (worked, ours):
@@ -48,6 +49,8 @@ def test_all_of_it_is_done(tmp_path: Path, broker: str) -> None:
         assert each.machine_s == pytest.approx(2 * each.done_s, abs=0.01)
         assert [machine.worker for machine in each.machines] == [0, 1]
     assert worked.done_s > ours.done_s  # processes take their time to start
+    (share,) = foreign
+    assert 0.0 <= share <= 1.0
 
 
 def test_machines_that_are_taken_away_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +147,32 @@ def test_rows_tell_both_worlds_apart() -> None:
     assert "Queued: 5 jobs, 2 workers" in said
     assert "dollars, every component" in said
     assert "jobs API: 0.17 US dollars an hour" in said
+
+
+def test_a_void_night_counts_for_nothing_where_another_is_sound() -> None:
+    of = (
+        load_stage("queued"),
+        5,
+        2,
+        False,
+        [a_night(10.0), a_night(20.0)],
+        [a_night(9.9)] * 2,
+        "a machine",
+        "rung night",
+    )
+    nights = night_report.Nights(*of, [None, "The host was busy."])
+    rows = {row["metric"]: row for row in night_report.rows(nights)}
+    assert (rows["done_s"]["spread_low"], rows["done_s"]["spread_high"]) == (10.0, 10.0)
+    told = night_report.document(nights)
+    assert told["void"] is None
+    assert told["void_runs"] == [{"repeat": 1, "why": "The host was busy."}]
+    console = Console(record=True, width=120)
+    night_report.print_table(nights, console)
+    assert "Night 2 is void and counts for nothing. The host was busy." in console.export_text()
+    all_void = night_report.Nights(*of, ["The host was busy."] * 2)
+    assert all_void.sound == []
+    assert night_report.document(all_void)["void"] == "The host was busy."
+    assert {row["metric"]: row for row in night_report.rows(all_void)}["done_s"]["measured"] == 15.0
 
 
 def test_without_a_price_there_are_no_dollars() -> None:
