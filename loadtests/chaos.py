@@ -46,6 +46,7 @@ CLIENTS = 24
 RETRY_S, REQUEST_TIMEOUT_S = 0.2, 10.0
 LOOK_S = 0.05
 FULL_FOR_S = 6.0
+FULL_LONGER_S = 20.0  # at most, of a Redis server: until somebody was refused
 # When, as a share of the jobs that were accepted.
 FULL_AT, FORTH_AT, BACK_AT = 0.35, 0.55, 0.75
 SETTLE_TIMEOUT_S = 600.0
@@ -153,8 +154,11 @@ class Clients:
 class Trouble:
     """Kills, fills and sets; `step` does what is due and starts again what has died."""
 
-    def __init__(self, launcher: Launcher, tally: Tally, kills: int, seed: int, disk: Path, clock: Path) -> None:
+    def __init__(
+        self, launcher: Launcher, tally: Tally, kills: int, seed: int, disk: Path, clock: Path, full_for_s: float
+    ) -> None:
         self._launcher, self._tally, self._disk, self._clock = launcher, tally, disk, clock
+        self._full_for_s = full_for_s
         self._chance = random.Random(seed)
         self._kill_at = [(number + 1) / (kills + 1) for number in range(kills)]
         self._full_until_s: float | None = None
@@ -174,16 +178,24 @@ class Trouble:
         if self._steps and share >= self._steps[0][0]:
             self._set_clock(self._steps.pop(0)[1])
         if not self._was_full and share >= FULL_AT:
-            self._was_full, self._full_until_s, self._refused_before = True, time.monotonic() + FULL_FOR_S, refused
+            until_s = time.monotonic() + self._full_for_s
+            self._was_full, self._full_until_s, self._refused_before = True, until_s, refused
             fill(self._disk / "ballast")
         if self._full_until_s is not None:
-            if time.monotonic() < self._full_until_s:
+            if time.monotonic() < self._full_until_s + self._longer_s(refused):
                 with contextlib.suppress(OSError):
                     fill(self._disk / f"ballast-{time.monotonic_ns()}")  # what a log gave back
             else:
                 for file in self._disk.glob("ballast*"):
                     file.unlink()
                 self._full_until_s, self._tally.refused_while_full = None, refused - self._refused_before
+
+    def _longer_s(self, refused: int) -> float:
+        """How much longer the disk stays full: a server's log only grows, so that sooner or later it refuses somebody.
+
+        SQLite may find room for all in what its write-ahead log has already.
+        """
+        return FULL_LONGER_S if self._tally.broker == "redis" and refused == self._refused_before else 0.0
 
     def _kill(self) -> bool:
         """Kills one that runs, whoever it is; False when nobody does."""
@@ -232,8 +244,10 @@ def fill(file: Path) -> None:
                     ballast.write(b"\0" * size)
 
 
-def run(broker: Literal["sqlite", "redis"], jobs: int, kills: int, workers: int, seed: int, disk: Path) -> Tally:
-    """The whole of it on `disk`; what became of the jobs."""
+def run(
+    broker: Literal["sqlite", "redis"], jobs: int, kills: int, workers: int, seed: int, disk: Path, full_for_s: float
+) -> Tally:
+    """The whole of it on `disk`, which is full for so many seconds; what became of the jobs."""
     changes = {
         "queue.broker": broker,
         "queue.lease_s": 5.0,
@@ -252,7 +266,7 @@ def run(broker: Literal["sqlite", "redis"], jobs: int, kills: int, workers: int,
         clock = Path(elsewhere) / "clock"
         clock.write_text("+0")
         with clock_of(clock), ProcessLauncher(stage, disk / "stack") as launcher:
-            _through(launcher, stage, tally, Trouble(launcher, tally, kills, seed, disk, clock))
+            _through(launcher, stage, tally, Trouble(launcher, tally, kills, seed, disk, clock, full_for_s))
     tally.seconds = round(time.monotonic() - began_s, 1)
     return tally
 
@@ -344,6 +358,7 @@ def main(
     kills: Annotated[int, typer.Option(min=0, max=10_000, help="How many kill -9.")] = 60,
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many work.")] = 2,
     seed: Annotated[int, typer.Option(help="Of who is killed.")] = 1,
+    full_for: Annotated[float, typer.Option(min=0.0, max=600.0, help="Seconds that the disk is full.")] = FULL_FOR_S,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Puts jobs into a queued stage, does it every harm there is, and counts."""
@@ -351,7 +366,8 @@ def main(
         fail(f"--broker: must be sqlite or redis, got {broker}. There is no other. Use sqlite.", Exit.MISUSED)
     if INSIDE not in os.environ:
         raise typer.Exit(on_a_disk_of_its_own(sys.argv[1:]))
-    tally = run("redis" if broker == "redis" else "sqlite", jobs, kills, workers, seed, Path(os.environ[INSIDE]))
+    kind: Literal["sqlite", "redis"] = "redis" if broker == "redis" else "sqlite"
+    tally = run(kind, jobs, kills, workers, seed, Path(os.environ[INSIDE]), full_for)
     if json_:
         print_json(asdict(tally) | {"sound": tally.sound})
     else:

@@ -30,7 +30,7 @@ def test_nothing_is_lost_in_trouble(broker: str) -> None:
     faketime()
     if not mounts():
         pytest.skip("no mount namespace for this user")
-    words = ["--broker", broker, "--jobs", str(JOBS), "--kills", str(KILLS), "--json"]
+    words = ["--broker", broker, "--jobs", str(JOBS), "--kills", str(KILLS), "--full-for", "1.5", "--json"]
     ran = subprocess.run(
         [sys.executable, "-m", "loadtests.chaos", *words],
         capture_output=True,
