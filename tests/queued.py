@@ -39,7 +39,7 @@ QUICK: dict[str, Any] = {
     "device": {"kind": "cpu"},
     "batching.batch_wait_timeout_s": 0.002,
     "scaling": None,
-    "queue.lease_s": 2.0,
+    "queue.lease_s": 20.0,  # longer than a host keeps a worker from extending it
     "queue.retry_delay_s": 0.05,
     "lifecycle.drain_timeout_s": 10.0,
 }

@@ -382,11 +382,18 @@ def test_predict_under_a_key_gives_the_first_answer_again(client: httpx.Client, 
 def test_what_was_accepted_is_answered_while_it_drains(tmp_path: Path) -> None:
     stage, model = queued(), Digits()
     model.hold.clear()
-    with stored(stage, tmp_path) as store, working(stage, store, model=model), ThreadPoolExecutor(2) as pool:
+    with (
+        stored(stage, tmp_path) as store,
+        working(stage, store, model=model),
+        # It outlives the API, whose own client may be closed before these threads have read their answers.
+        httpx.Client(timeout=PATIENCE_S, trust_env=False) as patient,
+        ThreadPoolExecutor(2) as pool,
+    ):
         with serving_jobs(stage, store) as client:
-            asked = pool.submit(post, client, "/predict")
+            patient.base_url = client.base_url
+            asked = pool.submit(post, patient, "/predict")
             assert wait_until(lambda: store.broker.depth().leased == 1, PATIENCE_S)
-            looks = pool.submit(client.get, f"/jobs/{post(client).json()['job']}", params={"wait_s": 25})
+            looks = pool.submit(patient.get, f"/jobs/{post(client).json()['job']}", params={"wait_s": 25})
             assert wait_until(lambda: scraped(client)["rung_jobs_waiters"] == 2.0, PATIENCE_S)
             threading.Timer(0.3, model.hold.set).start()
         # It has ended by now: with an answer for the one, and the other told what was known.
@@ -661,7 +668,7 @@ def test_what_is_killed_has_lost_nothing_that_was_accepted(
 ) -> None:
     """The API; and the server of the queue, where the launcher runs one."""
     monkeypatch.delenv("RUNG_BROKER_URL", raising=False)
-    stage = queued(queue__broker=broker)
+    stage = queued(queue__broker=broker, queue__lease_s=2.0)  # what was given out as the server died is given again
     with ProcessLauncher(stage, tmp_path) as launcher:
         api = launcher.gateway
         assert api is not None

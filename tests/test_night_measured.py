@@ -32,6 +32,7 @@ BACKLOG = 200
 PACED = {
     "device": {"kind": "emulated", "profile": "t4-resnet50-fp16-pytorch", "slowdown": 8.0},
     "batching.batch_wait_timeout_s": 0.04,
+    "queue.lease_s": 2.0,  # of workers that are taken away
 }
 
 

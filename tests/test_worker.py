@@ -172,7 +172,7 @@ def test_a_job_whose_deadline_has_passed_is_not_computed(tmp_path: Path) -> None
 def test_a_job_that_has_its_answer_is_only_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results elsewhere: the answer was stored, and the acknowledgement lost with the worker."""
     monkeypatch.setenv("RUNG_RESULTS_URL", sqlite_url(tmp_path / "elsewhere.db"))
-    stage, model = queued(queue__results_url_env="RUNG_RESULTS_URL", queue__lease_s=0.3), Digits()
+    stage, model = queued(queue__results_url_env="RUNG_RESULTS_URL", queue__lease_s=5.0), Digits()
     with stored(stage, tmp_path) as store:
         assert store.together is None
         jobs = put(store, *INPUTS[:3])
@@ -224,14 +224,14 @@ def test_leases_are_extended_after_an_error_that_nobody_foresaw() -> None:
 
 
 def test_a_lease_is_extended_for_as_long_as_the_device_computes(tmp_path: Path) -> None:
-    stage, slow = queued(queue__lease_s=0.3), Digits()
+    stage, slow = queued(queue__lease_s=5.0), Digits()
     with stored(stage, tmp_path) as store:
         (job,) = put(store, INPUTS[0])
         slow.hold.clear()
         with working(stage, store, 0, slow), working(stage, store, 1, slow):
             assert wait_until(lambda: store.broker.depth().leased == 1, PATIENCE_S)
             taken_s = time.monotonic()
-            while time.monotonic() < taken_s + 1.0:  # three leases long
+            while time.monotonic() < taken_s + 6.0:  # longer than the lease
                 assert store.broker.depth().waiting == 0
                 time.sleep(0.02)
             slow.hold.set()
@@ -345,18 +345,21 @@ def test_one_that_drains_finishes_what_it_has_and_claims_no_more(tmp_path: Path)
 
 
 def test_it_waits_for_company_no_longer_than_it_may(tmp_path: Path) -> None:
-    stage, model = queued(batching__batch_wait_timeout_s=2.0, queue__lease_s=10.0), Digits()
-    with stored(stage, tmp_path) as store, working(stage, store, model=model) as worker:
-        first = put(store, *INPUTS[:2])
-        assert wait_until(lambda: store.broker.depth().leased == 2, PATIENCE_S)
-        rest = put(store, *INPUTS[2:8])
-        results(store, first + rest)
-        assert model.batches == [8]  # the one that fills it sends it off
-        alone = put(store, INPUTS[8])
-        record = results(store, alone)[alone[0]].record
-        times_s = {name: float(value) for name, value in (part.split("=") for part in record.split(","))}
-        assert times_s["started_s"] - times_s["arrived_s"] + 0.01 >= 2.0
-        assert len(worker.batches) == 2
+    patient = queued(batching__batch_wait_timeout_s=60.0, queue__lease_s=120.0, slo__latency_s=61.0)
+    brief, model = queued(batching__batch_wait_timeout_s=0.5), Digits()
+    with stored(patient, tmp_path) as store:
+        with working(patient, store, model=model):
+            first = put(store, *INPUTS[:2])
+            assert wait_until(lambda: store.broker.depth().leased == 2, PATIENCE_S)
+            rest = put(store, *INPUTS[2:8])
+            results(store, first + rest)
+            assert model.batches == [8]  # the one that fills it sends it off
+        with working(brief, store, 1, model) as worker:
+            alone = put(store, INPUTS[8])
+            record = results(store, alone)[alone[0]].record
+            times_s = {name: float(value) for name, value in (part.split("=") for part in record.split(","))}
+            assert times_s["started_s"] - times_s["arrived_s"] + 0.01 >= 0.5
+            assert len(worker.batches) == 1
 
 
 # ---- as processes ----
