@@ -227,8 +227,11 @@ def test_a_stage_that_is_up_alerts_and_shows_its_logs(
             ("errors", "resolved"),
         ]
         told = [json.loads(line) for line in (folder / "alerts.jsonl").read_text().splitlines()]
-        assert [each["state"] for each in told] == ["pending", "firing", "resolved"]
-        assert told[1:] == receiver.taken
+        assert told[0]["state"] == "pending"
+        # On a machine that is busy for a moment it may be pending more than once.
+        posted = [each for each in told if each["state"] != "pending"]
+        assert [each["state"] for each in posted] == ["firing", "resolved"]
+        assert posted == receiver.taken
 
         lines = [json.loads(line) for line in verb("logs", "--request", "one-1", "--json").stdout.splitlines()]
         assert [(line["role"], line["number"], line["status"]) for line in lines] == [
