@@ -187,7 +187,7 @@ def test_without_a_price_there_are_no_dollars() -> None:
     ("words", "told"),
     [
         (["single-vm"], "--backlog: needs a stage with a [queue], got single-vm."),
-        (["queued", "--backlog", "0"], "--backlog: must be 1 to 10000000 jobs, got 0."),
+        (["queued", "--backlog", "0"], "--backlog: must be 1 to 10,000,000 jobs, got 0."),
         (["queued", "--backlog", "200000"], "queue.max_depth: must be at least the backlog (200000 jobs), got 100000."),
         (["queued", "--interruptions", "1"], "--interruptions: are of spot machines, got no --spot."),
         (["queued", "--autoscaled", "--workers", "2"], "--autoscaled: stands alone, got --workers beside it."),
