@@ -26,6 +26,7 @@ from reference_apps.launchers.member import LaunchError, Member
 from reference_apps.launchers.process import ProcessLauncher
 from rung import app
 from stages.spec import Stage, load_stage
+from tests.containers_in_numpy import containers_in_numpy
 from tests.long_files import LONGEST_FIRST
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,22 +66,25 @@ def serving(name: str, folder: Path, overrides: Mapping[str, Any] | None = None)
 
 
 @pytest.fixture(scope="module")
-def in_numpy() -> Iterator[None]:
-    """Processes that are started compute `digits` in NumPy: see tests/in_numpy/sitecustomize.py.
+def in_numpy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Processes and containers that are started compute `digits` in NumPy: see tests/in_numpy/sitecustomize.py.
 
-    For modules that look at how processes come, go and speak with each other. That a replica answers as PyTorch does is
-    asked in others: test_replica.py, test_versions.py and all that run containers.
+    For tests that look at how they come, go and speak with each other. That a replica answers as PyTorch does is asked
+    by others: in test_replica.py and test_versions.py, and of containers that `rung up` starts.
     """
     path = os.pathsep.join([str(ROOT / "tests/in_numpy"), *filter(None, [os.environ.get("PYTHONPATH")])])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)
+        with contextlib.suppress(ImportError):
+            containers_in_numpy(patch, ROOT / "tests/in_numpy", tmp_path_factory.mktemp("in_numpy"))
         yield
 
 
 @pytest.fixture(scope="session")
 def micro_batched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The stage micro-batched, shared: tests look at what is added to its counts."""
-    with serving("micro-batched", tmp_path_factory.mktemp("micro-batched")) as served:
+    """The stage micro-batched, shared: tests look at what is added to its counts. It has room for all who come late."""
+    room = {"admission.max_queue_length": 10_000}
+    with serving("micro-batched", tmp_path_factory.mktemp("micro-batched"), room) as served:
         yield served
 
 

@@ -15,7 +15,7 @@ from tests.conftest import PATIENCE_S
 from tests.queued import INPUTS
 from tests.test_launchers import DOCKER
 
-pytestmark = DOCKER
+pytestmark = [*DOCKER, pytest.mark.usefixtures("in_numpy")]
 
 
 def test_labels_are_kept_outside_of_the_containers(

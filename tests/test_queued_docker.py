@@ -16,7 +16,7 @@ from tests.conftest import PATIENCE_S
 from tests.queued import INPUTS, put, queued, results, stored
 from tests.test_launchers import DOCKER, until
 
-pytestmark = DOCKER
+pytestmark = [*DOCKER, pytest.mark.usefixtures("in_numpy")]
 BODY = {"input": INPUTS[0].tolist()}
 
 
@@ -25,7 +25,7 @@ def test_jobs_are_done_by_containers_and_workers_come_and_go(
     engine: Any, tmp_path: Path, broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RUNG_RUNS", str(tmp_path / "runs"))
-    stage = queued(queue__broker=broker, fleet__replicas=2)
+    stage = queued(queue__broker=broker, queue__lease_s=2.0, fleet__replicas=2)
     with DockerLauncher(stage, tmp_path / "run") as launcher:
         names = [member.name for member in launcher.members]
         assert names == ["worker-0", "worker-1", "jobs", *(["broker"] if broker == "redis" else [])]

@@ -18,7 +18,8 @@ from stages.spec import Stage, load_stage
 from tests.conftest import PATIENCE_S
 from tests.registries import two_versions
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]  # an image that has yet to be built takes minutes
+# An image that has yet to be built takes minutes.
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900), pytest.mark.usefixtures("in_numpy")]
 
 INPUT = {"input": [[[0.5] * 8] * 8]}
 USERS = [str(user) for user in range(120)]
