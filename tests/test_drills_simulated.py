@@ -226,7 +226,6 @@ def test_the_inputs_that_are_sent_say_which_requests_crash(monkeypatch: pytest.M
     stage, _ = a_fleet(**{"model.facts": {"crash_share": 0.5}, "traffic.duration_s": 10.0})
     plan = Plan("slow", 0, AT_S, FOR_S, 1.0, 0.5, True)
     for position, answered in ((0.6, True), (0.4, False)):
-        monkeypatch.setattr(drill, "PHASES", 1)
         monkeypatch.setattr(drill, "crash_positions", lambda _, position=position: lambda item: position)
-        (found,) = drill.predict(stage, plan, None, 0.0)
+        (found,) = drill.predict(stage, plan, None, 0.0, probes=1)
         assert ((found.records.requests["outcome"] == "ok") == answered).all()

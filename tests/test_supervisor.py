@@ -349,7 +349,7 @@ def test_one_that_no_signal_ends_does_not_keep_the_others(
     )
     fleet.stop()
     assert (stuck.code, other.code) == (None, -signal.SIGKILL)
-    assert "replica 0 (pid 1001) was killed and stays all the same" in caplog.text
+    assert "replica 0 (pid 1001) was killed, and has not ended within 0 s" in caplog.text
 
 
 def test_of_many_lives_the_last_are_remembered(fleet: Pretender) -> None:
