@@ -165,7 +165,10 @@ def test_every_request_has_one_end_and_its_times_are_in_order(
     assert (requests["tries"] <= retries_max + 1).all()
     if kind == "slow" and "upstream_timeout" not in reasons(found):  # such failures take it out of rotation
         assert all(inside == {0, 1, 2} for _, inside in found.looks)
-    assert all(inside >= {0, 1, 2} - {replica} for _, inside in found.looks)
+    # One that thaws refuses what its queue has no room for; tried again with hardly any time left, that counts against
+    # the replica that gets it then.
+    if not (kind == "hang" and retries_max):
+        assert all(inside >= {0, 1, 2} - {replica} for _, inside in found.looks)
 
 
 def test_the_same_seed_gives_the_same_drill() -> None:
