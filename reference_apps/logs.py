@@ -1,15 +1,14 @@
 """What every process of a stage writes down: one JSON object a line, and a line a request where that is wanted.
 
     process ── logging ──▶ JsonLines ──▶ stderr ──▶ <run folder>/<process>.log
-    request ──▶ RequestLog: went wrong, or all are wanted? ──▶ LineLimit: room this second? ──▶ the same
+    request ──▶ RequestLog: went wrong, or all are wanted? room this second? ──▶ the same
 
     {"time": "2026-11-20T12:00:00.123456Z", "level": "warning", "role": "replica", "number": 0, "pid": 17,
      "event": "request", "status": 503, "seconds": 0.0004, "reason": "queue_full", "request_id": "…"}
 
 A request takes the host 0.3 ms, and its line some 0.05 ms more, which is why only those that went wrong have one
 unless `logs.requests` says otherwise. Read back by reference_apps/reading_logs.py. No twin: the simulator's records
-have every request. It does not rotate files: lines of requests and of batches that fail end at
-`logs.requests_max_bytes`.
+have every request. It does not rotate files: request lines end at `logs.requests_max_bytes`.
 """
 
 from __future__ import annotations
@@ -79,39 +78,41 @@ def configure(role: str, number: int | None, level: str) -> None:
     threading.excepthook = lambda crash: _log_crash(crash.exc_type, crash.exc_value, crash.exc_traceback)
 
 
-class LineLimit:
-    """Room for lines of one kind in the log of a process: at most so many a second, and none once the log is full.
-
-    For one thread at a time. Once a second `event` says how many lines were left out, and by which limit.
-    """
+class RequestLog:
+    """The lines of one process about requests: those that went wrong, or all; at most so many a second and in all."""
 
     def __init__(
-        self,
-        logger: logging.Logger,
-        wanted: Logs,
-        event: str,
-        clock: Callable[[], float] = time.monotonic,
-        stream: int = 2,
+        self, logger: logging.Logger, wanted: Logs, clock: Callable[[], float] = time.monotonic, stream: int = 2
     ) -> None:
-        self._logger, self._wanted, self._event = logger, wanted, event
-        self._clock, self._stream = clock, stream
+        self._logger, self._wanted, self._clock, self._stream = logger, wanted, clock, stream
+        self._all = wanted.requests == "all" or wanted.level == "debug"
         self._second_began_s = -1.0
         self._lines = 0  # written in this second
         self._left_out = 0  # and those that were not, since that was last told
         self._full = False
 
-    def room(self) -> bool:
-        """Whether one more line may be written; one that may not is counted."""
+    def note(self, headers: Headers, answer: Answer, took_s: float) -> None:
+        """A request with these headers was answered so, after `took_s` seconds."""
+        status = answer[0]
+        if status < 400 and not self._all:
+            return
+        if not self._room():
+            self._left_out += 1
+            return
+        told = {"status": status, "seconds": round(took_s, 6), **said_by(headers, answer[1], answer[2])}
+        self._logger.log(_level(status), "request", extra={"fields": told})
+
+    def _room(self) -> bool:
+        """Whether one more line may be written; tells once a second how many were not."""
         now_s = self._clock()
         if now_s - self._second_began_s >= 1.0:
             self._second_began_s, self._lines = now_s, 0
             self._look_at_size()
             if self._left_out:
                 why = "logs.requests_max_bytes" if self._full else "logs.requests_max_rps"
-                self._logger.warning(self._event, extra=fields(lines=self._left_out, limit=why))
+                self._logger.warning("request lines left out", extra=fields(lines=self._left_out, limit=why))
                 self._left_out = 0
         if self._full or self._lines >= self._wanted.requests_max_rps:
-            self._left_out += 1
             return False
         self._lines += 1
         return True
@@ -120,25 +121,6 @@ class LineLimit:
         with contextlib.suppress(OSError):  # a stream that is closed takes no lines, and has no size
             log = os.fstat(self._stream)
             self._full = stat.S_ISREG(log.st_mode) and log.st_size >= self._wanted.requests_max_bytes
-
-
-class RequestLog:
-    """The lines of one process about requests: those that went wrong, or all; at most so many a second and in all."""
-
-    def __init__(
-        self, logger: logging.Logger, wanted: Logs, clock: Callable[[], float] = time.monotonic, stream: int = 2
-    ) -> None:
-        self._logger = logger
-        self._all = wanted.requests == "all" or wanted.level == "debug"
-        self._limit = LineLimit(logger, wanted, "request lines left out", clock, stream)
-
-    def note(self, headers: Headers, answer: Answer, took_s: float) -> None:
-        """A request with these headers was answered so, after `took_s` seconds."""
-        status = answer[0]
-        if (status < 400 and not self._all) or not self._limit.room():
-            return
-        told = {"status": status, "seconds": round(took_s, 6), **said_by(headers, answer[1], answer[2])}
-        self._logger.log(_level(status), "request", extra={"fields": told})
 
 
 def said_by(asked: Headers, headers: Iterable[tuple[bytes, bytes]], content: bytes) -> dict[str, Any]:

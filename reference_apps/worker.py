@@ -31,10 +31,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from reference_apps.broker import BrokerDownError, Job
 from reference_apps.decoding import BadInputError, Decodes, decode
 from reference_apps.envelope import Envelope, EnvelopeError, unpack
+from reference_apps.failure_log import FailureLog
 from reference_apps.gpu_memory import Card
 from reference_apps.job_store import JobStore
 from reference_apps.leases import Leases
-from reference_apps.logs import LineLimit, fields
+from reference_apps.logs import fields
 from reference_apps.replica import BATCHES_KEPT
 from reference_apps.results import Outcome, Result, ResultsDownError, failure
 from reference_apps.settling import DOWN_MAX_S, DOWN_S, Ended, Settling
@@ -92,7 +93,7 @@ class Worker:
         self.leases = Leases(store.broker, stage.queue.lease_s, self.metrics.leases_lost)
         self._queue, self._store = stage.queue, store
         self._settling = Settling(store, stage.queue, self.leases, self.metrics)
-        self._failures = LineLimit(log, stage.logs, "failures left out")
+        self._failures = FailureLog(log, stage.logs)
         self._inputs: Decodes | None = None
         self._idle = False
         self._begin_at_s = begin_at_s
@@ -198,8 +199,7 @@ class Worker:
             if tasks := self._tasks(jobs, ended):
                 self._compute(tasks, ended)
         except Exception as error:
-            if self._failures.room():
-                log.exception("a batch of %d could not be worked on", len(jobs))
+            self._failures.note(f"a batch of {len(jobs)} could not be worked on")
             ended = Ended(again=[(job, _told(error)) for job in jobs])
         self._settling.put(ended)
 
@@ -267,8 +267,7 @@ class Worker:
         try:
             return [*self.model.device.run(inputs)]
         except Exception as error:
-            if self._failures.room():
-                log.exception("a batch of %d failed", len(inputs))
+            self._failures.note(f"a batch of {len(inputs)} failed")
             if len(inputs) == 1:
                 return [error]
         return [answer for each in inputs for answer in self._run([each])]

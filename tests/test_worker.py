@@ -19,11 +19,11 @@ import pytest
 from reference_apps.asking import wait_until
 from reference_apps.broker import BATCH_MAX, Broker, BrokerDownError, Job, NewJob
 from reference_apps.device import Device
+from reference_apps.failure_log import FailureLog
 from reference_apps.job_store import JobStore
 from reference_apps.launchers.launcher import Launcher
 from reference_apps.launchers.process import ProcessLauncher
 from reference_apps.leases import Leases
-from reference_apps.logs import LineLimit
 from reference_apps.models import load_model
 from reference_apps.results import Result, ResultsDownError, sqlite_url
 from reference_apps.worker import Worker
@@ -313,20 +313,17 @@ def test_a_claim_that_fails_takes_nothing_from_what_was_claimed_before(
 
 def test_batches_that_fail_fill_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A device that is gone fails thousands of items a second."""
-    stage = queued(logs__requests_max_rps=3.0)
-    now_s = [100.0]
+    stage, now_s = queued(), [100.0]
     with stored(stage, tmp_path) as store:
         worker = Worker(stage, 0, store)
         worker.model.device = Device("test", Digits(), None)
-        worker._failures = LineLimit(
-            logging.getLogger("rung.worker"), stage.logs, "failures left out", lambda: now_s[0]
-        )
+        worker._failures = FailureLog(logging.getLogger("rung.worker"), stage.logs, lambda: now_s[0])
         assert {str(answer) for answer in worker._run([BROKEN] * 8)} == {"the device is gone"}
-        assert len(caplog.records) == 3
+        assert [record.getMessage() for record in caplog.records] == ["a batch of 8 failed"]
         now_s[0] += 1.0
         worker._run([BROKEN])
-    assert [record.getMessage() for record in caplog.records[3:]] == ["failures left out", "a batch of 1 failed"]
-    assert caplog.records[3].fields == {"lines": 6, "limit": "logs.requests_max_rps"}  # type: ignore[attr-defined]
+    assert [record.getMessage() for record in caplog.records[1:]] == ["a batch of 1 failed"]
+    assert caplog.records[1].fields == {"left_out": 8}  # type: ignore[attr-defined]
 
 
 def test_one_that_drains_finishes_what_it_has_and_claims_no_more(tmp_path: Path) -> None:
